@@ -1,0 +1,46 @@
+# Two commands on a bare machine: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= examples/reviews/demo.yaml
+# Extra arguments for pip, e.g. another index with a smaller build of torch.
+PIP_ARGS ?=
+
+.PHONY: install demo test check format clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "error: $(PYTHON) not found; say which Python >= 3.11 to use: make PYTHON=python3"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/lspm run $(DEMO)
+	$(BIN)/lspm serve $(DEMO) --detach
+	@$(BIN)/lspm predict $(DEMO) --sample 8; status=$$?; \
+	if [ -n "$(KEEP)" ]; then \
+	  echo "the endpoint is still running:"; \
+	  echo "  ask it:  $(BIN)/lspm predict $(DEMO) 'Lovely fabric and a perfect fit.'"; \
+	  echo "  by hand: curl -s http://127.0.0.1:8000/v1/predict -H 'content-type: application/json' -d '{\"text\": \"Lovely fabric.\"}'"; \
+	  echo "  stop it: $(BIN)/lspm stop $(DEMO)"; \
+	else $(BIN)/lspm stop $(DEMO); fi; exit $$status
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not ray and not e2e"
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,118 @@
+"""`lspm <stage> CONFIG [a.b=value ...]`: every stage, progress, and the next command to type."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lspm_ray.errors import UserError
+
+app = typer.Typer(
+    name="lspm",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="From a labelled corpus and a pretrained model to a served answer under a certificate.",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=value]...", help="settings that win over the file")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=value", help="setting that wins over the file")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be done, then stop")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
+
+_CODES = {"user": 2, "interrupted": 130}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `lspm` command. Exits with 2 on a user's mistake, after saying what and where."""
+    try:
+        app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(_CODES["user"])
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from here", file=sys.stderr)
+        sys.exit(_CODES["interrupted"])
+
+
+def _stage_command(name: str, help_text: str) -> None:
+    def command(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+        from lspm_ray import running
+
+        running.run(config, overrides or [], name, dry_run=dry_run, quiet=quiet)
+
+    command.__doc__ = help_text
+    app.command(name, help=help_text)(command)
+
+
+_stage_command("prepare", "Read, clean, split and tokenise the corpus.")
+_stage_command("finetune", "Fine-tune the pretrained model, data-parallel.")
+_stage_command("compress", "Make every compressed variant.")
+_stage_command("profile", "Measure quality, latency, throughput and memory of every variant here.")
+_stage_command("select", "Choose what to serve and certify it.")
+_stage_command("run", "All stages, and the report.")
+
+
+@app.command()
+def status(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Show stages, artifacts and digests, and what to type next."""
+    from lspm_ray import running
+
+    running.status(config, overrides or [])
+
+
+@app.command()
+def serve(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="return when the endpoint is ready; `lspm stop` ends it")
+    ] = False,
+    render: Annotated[bool, typer.Option("--render", help="only write serve.yaml, for `serve deploy`")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Deploy the plan on Ray Serve."""
+    from lspm_ray import endpoint
+
+    endpoint.serve(config, overrides or [], detach=detach, render_only=render, dry_run=dry_run)
+
+
+@app.command()
+def stop(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Stop what `lspm serve --detach` started."""
+    from lspm_ray import endpoint
+
+    endpoint.stop(config, overrides or [])
+
+
+@app.command()
+def predict(
+    config: ConfigPath,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="texts to answer")] = None,
+    file: Annotated[str | None, typer.Option("--file", "-f", help="Parquet, CSV or JSON Lines file of texts")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="where the answers to --file go (.jsonl or .parquet)")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="answer this many rows of the test split")] = 0,
+    offline: Annotated[bool, typer.Option("--offline", help="no server: run the plan with Ray Data")] = False,
+    url: Annotated[str | None, typer.Option("--url", help="endpoint; the configured one by default")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Ask the endpoint, or run the same plan over a file without one."""
+    from lspm_ray import asking
+
+    request = asking.Request(texts=texts or [], file=file, out=out, sample=sample, offline=offline, url=url)
+    asking.predict(config, overrides or [], request)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The only `ray.init` of the project, and the check that work fits the cluster before it starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from lspm_ray.artifact import cpu_count
+from lspm_ray.config import Config
+from lspm_ray.errors import ResourceError
+
+DATA_TASK_CPUS = 0.25
+"""CPUs that one Ray Data task or inference actor reserves. Below one, so that reading, inference and a training
+worker fit beside each other even on a single core; Ray would otherwise wait for a free CPU for ever."""
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Without these two a resource request that nothing can meet waits for ever (Ray 2.60 defaults).
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Serve: HAProxy in front of the replicas costs an eighth of the CPU of the Python proxy (benchmarks/serving.py).
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
+_NO_PROGRESS_TIMEOUT_S = 300
+
+
+class ClusterConfig(Config):
+    """Where the work runs.
+
+    Attributes:
+        address: of a running cluster (`auto`, `ray://host:port`, `host:port`); None starts one on this machine, or
+            joins the one that `ray job submit` or RAY_ADDRESS names.
+        num_cpus: CPUs of a cluster started here; None for all that this process may use.
+        num_gpus: GPUs of a cluster started here; None for all.
+        object_store_mb: memory of a cluster started here for data in flight.
+    """
+
+    address: str | None = None
+    num_cpus: int | None = Field(None, ge=1)
+    num_gpus: int | None = Field(None, ge=0)
+    object_store_mb: int = Field(512, ge=100)
+
+
+@contextmanager
+def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[None]:
+    """Connect to the configured cluster, or start one and stop it again.
+
+    Args:
+        config: which cluster.
+        log_file: what Ray's workers print goes there instead of the terminal (only for a cluster started here).
+
+    Raises:
+        ResourceError: no cluster answers at the address.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        configure_data()
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    temporary = None
+    if address:
+        options["address"] = address
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Unix socket paths are limited to 107 bytes: a short directory of our own, removed again.
+        temporary = tempfile.mkdtemp(prefix="lspm-")
+        options |= {
+            "num_cpus": config.num_cpus or cpu_count(),
+            "num_gpus": config.num_gpus,
+            "include_dashboard": False,
+            "object_store_memory": config.object_store_mb * 2**20,
+            "_temp_dir": temporary,
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, OSError, ValueError) as error:
+        raise ResourceError(f"cannot connect: {error}", field="cluster.address", value=address) from None
+    configure_data()
+    try:
+        yield
+    finally:
+        if log_file is not None and temporary is not None:
+            collect_logs(Path(temporary), log_file)
+        ray.shutdown()
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prepare_environment() -> None:
+    """Set the variables that Ray reads when its processes start; what the user has set wins."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    wrapper = Path(__file__).parent / "serving" / "haproxy_loopback.sh"
+    os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(wrapper))
+
+
+def configure_data() -> None:
+    """Settings of Ray Data for every dataset that this process makes."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.use_datasource_v2 = False
+    context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def collect_logs(temporary: Path, target: Path) -> None:
+    """Append what Ray's worker processes wrote to one file that outlives the cluster."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("ab") as out:
+        for file in sorted(temporary.glob("session_latest/logs/worker-*.*")):
+            if file.stat().st_size:
+                out.write(f"\n==== {file.name}\n".encode())
+                out.write(file.read_bytes())
+
+
+def totals() -> dict[str, float]:
+    """CPUs and GPUs of the connected cluster."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
+
+
+def node_cpus() -> float:
+    """CPUs of the smallest node that has any: what a task that must not be spread can count on."""
+    import ray
+
+    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return min((c for c in cpus if c), default=1.0)
+
+
+def preflight(what: str, need: dict[str, float], have: dict[str, float], *, setting: str) -> None:
+    """Refuse work that the cluster can never run, instead of waiting for ever.
+
+    Args:
+        what: the work, for the message.
+        need: resources it holds at the same time.
+        have: what the cluster has in total.
+        setting: which setting to lower.
+
+    Raises:
+        ResourceError: says what is asked, what is there and what to change.
+    """
+    for resource, amount in need.items():
+        if amount > have.get(resource, 0.0) + 1e-9:
+            raise ResourceError(
+                f"{what} needs {amount:g} {resource} at once, the cluster has {have.get(resource, 0.0):g}",
+                field=setting,
+                hint=f"Lower {setting}, or add nodes",
+            )

@@ -1,0 +1,212 @@
+"""Stage `compress`: every recipe step is an artifact, made by a Ray task; independent steps run side by side."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft, open_artifact
+from lspm_ray.cluster import node_cpus, totals
+from lspm_ray.compression.method import Context, Method
+from lspm_ray.compression.recipe import FULL, VariantConfig, waves
+from lspm_ray.config import Config
+from lspm_ray.corpus.shards import class_counts, split_files
+from lspm_ray.errors import UserError
+from lspm_ray.evaluation.outputs import teach
+from lspm_ray.models.directory import load_tokenizer, read_variant, write_variant
+from lspm_ray.progress import Report, channel
+from lspm_ray.tasks import Task
+from lspm_ray.training.batches import TEACHER_COLUMN
+from lspm_ray.training.config import DistillConfig, TrainConfig, WorkersConfig
+from lspm_ray.training.loop import TrainJob
+from lspm_ray.training.trainer import fit, fit_here
+
+STAGE = "variant"
+_MAX_CPUS_PER_STEP = 8
+
+
+class CompressConfig(Config):
+    """The variants to make.
+
+    Attributes:
+        variants: name -> recipe.
+        workers: train the students data-parallel on these workers; None trains each in the one task that makes it.
+    """
+
+    variants: dict[str, VariantConfig] = Field(default_factory=dict)
+    workers: WorkersConfig | None = None
+
+    @field_validator("variants")
+    @classmethod
+    def _names(cls, variants: dict[str, VariantConfig]) -> dict[str, VariantConfig]:
+        for name in variants:
+            if name == FULL or not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"`{name}` cannot name a variant: use letters, digits, - and _, and not `{FULL}`")
+        return variants
+
+
+class _Step(Config):
+    """One recipe step, in a form that can be sent to a Ray task."""
+
+    root: str
+    key: str
+    what: dict[str, Any]
+    parents: dict[str, str]
+    source: str
+    data: str
+    teacher: str | None
+    threads: int
+    workers: WorkersConfig | None
+
+
+def compress(
+    config: CompressConfig, task: Task, full: Artifact, data: Artifact, store: ArtifactStore, report: Report
+) -> dict[str, Artifact]:
+    """Make every variant; what is already there, or shared between variants, is not made again.
+
+    Returns:
+        Variant name -> model directory.
+
+    Raises:
+        UserError: a method does not fit the model.
+    """
+    methods = [m for variant in config.variants.values() for m in variant.methods()]
+    teacher = teach(full, data, store, TEACHER_COLUMN, report) if any(m.needs_teacher for m in methods) else None
+    made: dict[int, Artifact] = {}
+    for wave in waves(config.variants):
+        steps = []
+        for prefix in wave:
+            source = made[_id(prefix[:-1])] if len(prefix) > 1 else full
+            steps.append(_step(config, task, prefix[-1], source, data, teacher, store))
+        for prefix, artifact in zip(wave, _run(steps, store, report), strict=True):
+            made[_id(prefix)] = artifact
+    return {name: made[_id(variant.recipe)] for name, variant in config.variants.items()}
+
+
+def _id(prefix: list[dict[str, Any]]) -> int:
+    return hash(repr(prefix))
+
+
+def _step(
+    config: CompressConfig,
+    task: Task,
+    spec: dict[str, Any],
+    source: Artifact,
+    data: Artifact,
+    teacher: Artifact | None,
+    store: ArtifactStore,
+) -> _Step:
+    what = {"step": spec, "task": task.spec()}
+    parents = {"source": source.digest, "data": data.digest}
+    if Method.make(spec).needs_teacher and teacher is not None:
+        parents["teacher"] = teacher.digest
+    return _Step(
+        root=store.root,
+        key=store.key(STAGE, what, parents),
+        what=what,
+        parents=parents,
+        source=source.uri,
+        data=data.uri,
+        teacher=teacher.uri if "teacher" in parents and teacher else None,
+        threads=max(1, int(min(node_cpus(), _MAX_CPUS_PER_STEP))),
+        workers=config.workers,
+    )
+
+
+def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artifact]:
+    import ray
+
+    missing = [step for step in steps if store.find(STAGE, step.key) is None]
+    if missing:
+        # A step that trains on workers of its own only waits for them: reserving CPUs for it could starve them.
+        cpus = [0 if step.workers else step.threads for step in missing]
+        gpus = 1 if totals()["GPU"] >= 1 else 0
+        with channel(report) as remote:
+            # One process per step: ONNX export and torch leave memory and thread settings behind.
+            task = ray.remote(max_calls=1, max_retries=1)(_make)
+            references = [
+                task.options(num_cpus=cpu, num_gpus=0 if step.workers else gpus).remote(
+                    step.model_dump(mode="json"), remote
+                )
+                for step, cpu in zip(missing, cpus, strict=True)
+            ]
+            try:
+                ray.get(references)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
+    return [store.get(f"{STAGE}-{step.key}") for step in steps]
+
+
+def _make(raw: dict[str, Any], report: Report) -> None:
+    import torch
+
+    step = _Step.parse(raw)
+    torch.set_num_threads(step.threads)
+    store, method = ArtifactStore(step.root), Method.make(step.what["step"])
+    source, task = open_artifact(step.source).local(), Task.make(step.what["task"])
+
+    def say(line: str) -> None:
+        report(line if line.startswith("!") else f"{method.name}: {line}")
+
+    def build(draft: Draft) -> None:
+        def train(start: Path, target: Path, config: TrainConfig, distill: DistillConfig | None) -> None:
+            _train(step, store, start, target, config, distill, say)
+
+        context = Context(task, open_artifact(step.data), train, step.threads, say)
+        method.apply(source, draft.path, context)
+        variant = read_variant(draft.path)
+        recipe = [*read_variant(source).recipe, step.what["step"]]
+        write_variant(draft.path, variant.model_copy(update={"recipe": recipe}))
+        draft.summary = {"runtime": variant.runtime, "precision": variant.precision}
+
+    say("working")
+    store.make(STAGE, step.what, step.parents, build)
+
+
+def _train(
+    step: _Step,
+    store: ArtifactStore,
+    start: Path,
+    target: Path,
+    config: TrainConfig,
+    distill: DistillConfig | None,
+    report: Report,
+) -> None:
+    """Train the model directory `start` in the step's work directory, where a killed run finds its checkpoints."""
+    data = open_artifact(step.data)
+    work = store.work_uri(STAGE, step.key)
+    with tempfile.TemporaryDirectory() as temporary:
+        # `start` lies inside the draft, which must hold the result only.
+        moved = Path(shutil.move(start, temporary))
+        initial = _keep_start(ArtifactStore(work), moved)
+        files = split_files(open_artifact(step.teacher), "train") if step.teacher else split_files(data, "train")
+        job = TrainJob(
+            model_uri=initial.uri,
+            labels=None,
+            task=step.what["task"],
+            train_files=files,
+            validation_files=split_files(data, "validation"),
+            train_rows=sum(class_counts(data, "train")),
+            class_counts=class_counts(data, "train"),
+            config=config,
+            distill=distill if step.teacher else None,
+            work_uri=f"{work}/train",
+        )
+        best, _ = fit(job, step.workers, report) if step.workers else fit_here(job, step.threads, report)
+        for file in best.local().iterdir():
+            if file.name != "manifest.json":
+                shutil.copyfile(file, target / file.name)
+        load_tokenizer(moved).save_pretrained(target)
+
+
+def _keep_start(store: ArtifactStore, directory: Path) -> Artifact:
+    def build(draft: Draft) -> None:
+        shutil.copytree(directory, draft.path, dirs_exist_ok=True)
+
+    return store.make("start", {}, {}, build)

@@ -1,0 +1,160 @@
+"""Export a model directory to ONNX, fused for ONNX Runtime, and check that it still computes the same."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lspm_ray.errors import ModelError
+from lspm_ray.inference.runtimes.onnxruntime import ONNX_FILE
+from lspm_ray.models.directory import Variant, load_model, load_tokenizer, write_variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_OPSET = 17
+_TOLERANCE = 1e-3
+_FUSED_FAMILIES = {"bert": "bert", "roberta": "bert", "xlm-roberta": "bert", "camembert": "bert", "distilbert": "bert"}
+"""transformers model type -> graph optimiser of ONNX Runtime."""
+
+
+def export(source: Path, target: Path, precision: str) -> Path:
+    """Write `model.onnx` (fp32, fused where the family is known), configuration and tokenizer.
+
+    Args:
+        source: a model directory that torch loads.
+        target: the directory to write.
+        precision: what `variant.json` shall say.
+
+    Returns:
+        The ONNX file.
+
+    Raises:
+        ModelError: the exported graph does not reproduce the model's logits.
+    """
+    # Only eager attention and the TorchScript exporter give a graph that ONNX Runtime can fuse (torch 2.13).
+    model = load_model(source, attn_implementation="eager").eval()
+    file = target / ONNX_FILE
+    _export(model, file)
+    optimizer = _FUSED_FAMILIES.get(model.config.model_type)
+    if optimizer is not None:
+        _fuse(file, optimizer, model)
+    _check(model, file)
+    model.config.save_pretrained(target)
+    load_tokenizer(source).save_pretrained(target)
+    write_variant(target, Variant(runtime="onnxruntime", precision=precision))
+    return file
+
+
+def quantize_dynamic(file: Path) -> None:
+    """Make the weights of all matrix products int8, per channel; activations are quantised at run time.
+
+    Seven bits are used (`reduce_range`): without VNNI instructions eight can overflow, and the variant may be served
+    on another machine than it was made on.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    full = file.with_suffix(".fp32.onnx")
+    file.rename(full)
+    with _quietly():
+        quantize_dynamic(
+            str(full),
+            str(file),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+            # The fused graph has no shape information for some inputs.
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+    full.unlink()
+
+
+def _export(model: PreTrainedModel, file: Path) -> None:
+    import torch
+
+    ids = torch.ones((2, 8), dtype=torch.int64)
+    axes = {0: "batch", 1: "tokens"}
+    with _quietly(), torch.no_grad():
+        torch.onnx.export(
+            _Logits.wrap(model),
+            (ids, torch.ones_like(ids)),
+            str(file),
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamic_axes={"input_ids": axes, "attention_mask": axes, "logits": {0: "batch"}},
+        )
+
+
+def _fuse(file: Path, family: str, model: PreTrainedModel) -> None:
+    from onnxruntime.transformers import optimizer
+
+    with _quietly():
+        fused = optimizer.optimize_model(
+            str(file),
+            model_type=family,
+            num_heads=model.config.num_attention_heads,
+            hidden_size=model.config.hidden_size,
+            opt_level=0,
+        )
+        fused.save_model_to_file(str(file))
+
+
+def _check(model: PreTrainedModel, file: Path) -> None:
+    import onnxruntime as ort
+    import torch
+
+    random = np.random.default_rng(0)
+    ids = random.integers(1, int(getattr(model.config, "vocab_size", 0) or 1000), (3, 17))
+    mask = np.ones_like(ids)
+    mask[1, 9:] = 0
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+    error = float(np.abs(found - expected).max())
+    if not error <= _TOLERANCE:
+        raise ModelError(
+            f"the ONNX graph differs from the model by {error:.2g} in its logits",
+            field="model_type",
+            value=model.config.model_type,
+        )
+
+
+class _Logits:
+    """A module with plain tensor inputs and output, as the exporter wants it."""
+
+    @staticmethod
+    def wrap(model: PreTrainedModel) -> Any:
+        import torch
+
+        class Logits(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+                logits: torch.Tensor = self.model(input_ids, attention_mask=attention_mask).logits
+                return logits
+
+        return Logits().eval()
+
+
+class _quietly:  # noqa: N801
+    """The exporter and the quantiser warn about what was chosen on purpose here."""
+
+    def __enter__(self) -> None:
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *error: Any) -> None:
+        logging.disable(logging.NOTSET)
+        self._warnings.__exit__(*error)

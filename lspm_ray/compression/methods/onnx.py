@@ -1,0 +1,17 @@
+"""Full-precision ONNX Runtime with fused attention: no other weights, another engine."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from lspm_ray.compression.export import export
+from lspm_ray.compression.method import Context, Method
+
+
+class Onnx(Method):
+    """Export without changing a weight."""
+
+    final: ClassVar[bool] = True
+
+    def apply(self, source: Path, target: Path, context: Context) -> None:
+        """Write `model.onnx`."""
+        export(source, target, "fp32")

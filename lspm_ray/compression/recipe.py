@@ -1,0 +1,57 @@
+"""Recipes: what is done to the full model, step by step, and in which order the steps of all variants run."""
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from lspm_ray.compression.method import Method
+from lspm_ray.config import Config
+from lspm_ray.errors import ConfigError
+
+FULL = "full"
+"""Name of the uncompressed model in every table and plan."""
+
+
+class VariantConfig(Config):
+    """One variant to make.
+
+    Attributes:
+        recipe: methods, applied in order; each is `{method: NAME, field: value, ...}` or just the name.
+    """
+
+    recipe: list[dict[str, Any]] = Field(min_length=1)
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _normalise(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError("a recipe is a list of methods")
+        try:
+            methods = [Method.make(step) for step in value]
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        for method in methods[:-1]:
+            if method.final:
+                raise ValueError(f"`{method.name}` must be the last step: its result cannot be changed any further")
+        return [method.spec() for method in methods]
+
+    def methods(self) -> list[Method]:
+        """The steps as plugins."""
+        return [Method.make(step) for step in self.recipe]
+
+
+def waves(variants: dict[str, VariantConfig]) -> list[list[list[dict[str, Any]]]]:
+    """Recipe prefixes to build, in waves: those of one wave need only the wave before, and none is built twice.
+
+    Variants that begin with the same steps share them: `distil` and `distil, quantise` distil once.
+    """
+    depth = max((len(v.recipe) for v in variants.values()), default=0)
+    result = []
+    for length in range(1, depth + 1):
+        wave: list[list[dict[str, Any]]] = []
+        for variant in variants.values():
+            prefix = variant.recipe[:length]
+            if len(prefix) == length and prefix not in wave:
+                wave.append(prefix)
+        result.append(wave)
+    return result

@@ -1,0 +1,145 @@
+"""Strict configuration: YAML file, `a.b=value` overrides, one error that lists every problem."""
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lspm_ray.errors import ConfigError
+
+T = TypeVar("T", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration section: frozen, unknown keys are errors, floats are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> Self:
+        """Validate `raw`.
+
+        Raises:
+            ConfigError: lists all problems at once, each with its dotted path, the value and what is valid.
+        """
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise ConfigError(describe(error, cls)) from None
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the canonical JSON of this section."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+def digest_of(value: Any) -> str:
+    """Hex sha256 of `value` as canonical JSON (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file, apply `a.b=value` overrides (values are YAML) and validate.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, an override is malformed, or validation fails.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = [str(p) for p in sorted(file.parent.glob("*.y*ml"))] if file.parent.is_dir() else []
+        raise ConfigError("no such config file", field="CONFIG", value=str(path), valid=near)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {error}", field="CONFIG", value=str(path)) from None
+    if not isinstance(raw, dict):
+        raise ConfigError("the file must hold a mapping of sections", field="CONFIG", value=type(raw).__name__)
+    for override in overrides:
+        _apply(raw, override)
+    return cls.parse(raw)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ConfigError("an override must look like a.b=value", field="override", value=override)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError("the value is not valid YAML", field=path, value=text) from None
+    *parents, last = path.split(".")
+    node: Any = raw
+    for key in parents:
+        node = _child(node, key, path)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, path)]
+    child = node.setdefault(key, {})
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"`{key}` is a value, not a section", field=path, value=child)
+    return child
+
+
+def _index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise ConfigError("no such list element", field=path, value=key, valid=range(len(node)))
+    return int(key)
+
+
+def describe(error: ValidationError, cls: type[BaseModel]) -> str:
+    """One line per problem: dotted path, what is wrong, the value, and valid names for unknown keys."""
+    problems = error.errors(include_url=False)
+    lines = [_problem(problem, cls) for problem in problems]
+    head = "1 problem in the configuration" if len(lines) == 1 else f"{len(lines)} problems in the configuration"
+    return "\n".join([f"{head}:", *(f"  - {line}" for line in lines)])
+
+
+def _problem(problem: Any, cls: type[BaseModel]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location) or "(top level)"
+    if problem["type"] == "extra_forbidden":
+        valid = sorted(_fields_at(cls, location[:-1]))
+        close = difflib.get_close_matches(location[-1], valid, n=1)
+        guess = f"; did you mean `{close[0]}`?" if close else ""
+        return f"{path}: unknown key{guess} Valid keys: {', '.join(valid)}" if valid else f"{path}: unknown key"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{path}: required, but not given"
+    value = problem.get("input")
+    shown = "" if isinstance(value, dict) else f" (got {value!r:.200})"
+    return f"{path}: {message}{shown}"
+
+
+def _fields_at(cls: type[BaseModel], location: Sequence[str]) -> set[str]:
+    models: set[type[BaseModel]] = {cls}
+    for part in location:
+        following: set[type[BaseModel]] = set()
+        for model in models:
+            if part in model.model_fields:
+                following |= set(_models_in(model.model_fields[part].annotation))
+            elif part.isdigit() or part not in model.model_fields:
+                following.add(model)
+        models = following
+    return {name for model in models for name in model.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) is not None or isinstance(annotation, types.UnionType):
+        return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
+    return []

@@ -1,0 +1,264 @@
+"""Which files a source names, how they are cut into units of work, and a fingerprint of them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import pyarrow.fs as pafs
+
+from lspm_ray.artifact import filesystem
+from lspm_ray.corpus.config import DataConfig
+from lspm_ray.errors import DataError
+
+Format = Literal["parquet", "csv", "jsonl"]
+Compression = Literal["gzip", "bz2", "zstd"]
+
+_FORMATS: dict[str, Format] = {
+    "parquet": "parquet",
+    "pq": "parquet",
+    "csv": "csv",
+    "tsv": "csv",
+    "tab": "csv",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "jsonl",
+}
+_COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
+# Parquet files are often named after the codec inside: data.parquet.brotli.
+_CODECS = {"brotli", "snappy", "gzip", "zstd", "lz4", "gz", "zst"}
+_WILDCARD = re.compile(r"[*?\[]")
+_HASHED_BYTES = 1 << 30
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file.
+
+    Attributes:
+        uri: local path or URI.
+        name: its path below the directory, glob or file that the user named; the same wherever the data lie.
+        bytes: size as stored.
+        mtime_ns: modification time, where the filesystem knows one.
+        format: of the (decompressed) content.
+        compression: of the file as a whole; codecs inside Parquet do not count.
+        held_out: it belongs to `test_source`.
+    """
+
+    uri: str
+    name: str
+    bytes: int
+    mtime_ns: int | None
+    format: Format
+    compression: Compression | None
+    held_out: bool = False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: part `part` of `parts` of a file. Every row of the file lies in exactly one part."""
+
+    number: int
+    file: SourceFile
+    part: int
+    parts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Unit:
+        """Inverse of `to_dict`."""
+        return cls(**{**raw, "file": SourceFile(**raw["file"])})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the work is cut. It decides how much can run at once and how much memory a task takes, never the result.
+
+    Attributes:
+        unit_bytes: a unit reads about this much of a file.
+        most_parts: parts of one file whose parts must each parse the whole file (CSV, compressed).
+        chunk_rows: a unit stages its rows in chunks of this many.
+        chunk_characters: or of this many characters, whichever is reached first.
+        partition_bytes: source bytes per partition of the shuffles.
+    """
+
+    unit_bytes: int = 1 << 19
+    most_parts: int = 8
+    chunk_rows: int = 20_000
+    chunk_characters: int = 1 << 26
+    partition_bytes: int = 1 << 25
+
+    def partitions(self, files: Sequence[SourceFile]) -> int:
+        """Partitions for the shuffles of these files."""
+        return max(2, math.ceil(sum(file.bytes for file in files) / self.partition_bytes))
+
+    def units(self, files: Sequence[SourceFile]) -> list[Unit]:
+        """Cut the files into units."""
+        units: list[Unit] = []
+        for file in files:
+            parts = self._parts(file)
+            units += [Unit(len(units) + part, file, part, parts) for part in range(parts)]
+        return units
+
+    def _parts(self, file: SourceFile) -> int:
+        wanted = max(1, math.ceil(file.bytes / self.unit_bytes))
+        if file.format == "csv" or file.compression is not None:
+            return min(wanted, self.most_parts)
+        # Byte ranges and row groups can be read apart, so a large file is cut finely, but not into thousands of tasks.
+        return min(wanted, max(self.most_parts, math.ceil(file.bytes / (64 * self.unit_bytes))))
+
+
+def resolve(config: DataConfig) -> list[SourceFile]:
+    """Every input file, in a fixed order.
+
+    Raises:
+        DataError: a source does not exist, matches no file, or is of unknown or mixed format.
+    """
+    files = _resolve_all(config.source, config, "data.source", held_out=False)
+    if config.test_source is not None:
+        held_out = _resolve_all(config.test_source, config, "data.test_source", held_out=True)
+        for uri in sorted({file.uri for file in files} & {file.uri for file in held_out}):
+            raise DataError("this file is in data.source too", field="data.test_source", value=uri)
+        files += held_out
+    return files
+
+
+def fingerprint_sources(config: DataConfig) -> dict[str, Any]:
+    """What identifies the content of the input files, as JSON types.
+
+    Local files are hashed, up to 1 GiB in all; beyond that, and for remote files, size and modification time stand
+    for the content. Paths count only below the source, so moved data keep their fingerprint.
+    """
+    left, entries = _HASHED_BYTES, []
+    for file in resolve(config):
+        entry: dict[str, Any] = {"name": file.name, "bytes": file.bytes, "held_out": file.held_out}
+        if "://" not in file.uri and file.bytes <= left:
+            left -= file.bytes
+            entry["sha256"] = _sha256(file)
+        else:
+            entry["mtime_ns"] = file.mtime_ns
+        entries.append(entry)
+    return {"files": entries}
+
+
+def open_error(file: SourceFile, error: Exception) -> DataError:
+    """The error for a file that is there but cannot be opened."""
+    return DataError(f"cannot read the file: {error}", field="data.source", value=file.uri)
+
+
+def _sha256(file: SourceFile) -> str:
+    fs, path = filesystem(file.uri)
+    digest = hashlib.sha256()
+    try:
+        with fs.open_input_stream(path, compression=None) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise open_error(file, error) from None
+    return digest.hexdigest()
+
+
+def _resolve_all(sources: str | list[str], config: DataConfig, field: str, *, held_out: bool) -> list[SourceFile]:
+    found: dict[str, SourceFile] = {}
+    for source in [sources] if isinstance(sources, str) else sources:
+        for file in _resolve_one(source, config, field, held_out):
+            found.setdefault(file.uri, file)
+    formats = sorted({file.format for file in found.values()})
+    if len(formats) > 1:
+        raise DataError(
+            "files of several formats; one source must have one",
+            field=field,
+            value=", ".join(formats),
+            hint="Name the files by a glob such as data/*.parquet",
+        )
+    return list(found.values())
+
+
+def _resolve_one(source: str, config: DataConfig, field: str, held_out: bool) -> list[SourceFile]:
+    wildcard = None if _exists(source) else _WILDCARD.search(source)
+    # Everything before the directory that holds the first wildcard is a plain path.
+    base = source[: source.rfind("/", 0, wildcard.start()) + 1] or "." if wildcard else source
+    fs, path = filesystem(base)
+    try:
+        info = fs.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise DataError("no such file or directory", field=field, value=base if wildcard else source)
+        if info.type == pafs.FileType.File:
+            return [_file(info, source, PurePosixPath(path).name, config, field, held_out)]
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise DataError(f"cannot be listed: {error}", field=field, value=source) from None
+    prefix = path.rstrip("/") + "/"
+    inside = {info.path.removeprefix(prefix): info for info in infos if info.type == pafs.FileType.File}
+    names = _matching(inside, source[len(base) if base != "." else 0 :]) if wildcard else _data_files(inside, config)
+    if not names:
+        near = sorted(inside)[:10]
+        raise DataError("no data file is found there", field=field, value=source, valid=near or _FORMATS)
+    scheme = base if "://" in base else path
+    return [
+        _file(inside[name], f"{scheme.rstrip('/')}/{name}", name, config, field, held_out) for name in sorted(names)
+    ]
+
+
+def _exists(source: str) -> bool:
+    # A name may hold wildcard characters without being a pattern.
+    fs, path = filesystem(source)
+    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    expression = re.compile(_glob_to_regex(pattern))
+    return [name for name in names if expression.fullmatch(name)]
+
+
+def _data_files(names: Iterable[str], config: DataConfig) -> list[str]:
+    # Names with a leading dot or underscore are the side files of other tools (_SUCCESS, .part.crc).
+    visible = [name for name in names if not any(part[0] in "._" for part in PurePosixPath(name).parts)]
+    return [name for name in visible if config.format != "auto" or _format_of(name)[0] is not None]
+
+
+def _glob_to_regex(pattern: str) -> str:
+    """`**/` any folders, `*` and `?` within one name, `[...]` a set of characters."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        known.get(part) or (part.replace("[!", "[^") if part.startswith("[") and len(part) > 2 else re.escape(part))
+        for part in parts
+    )
+
+
+def _file(info: pafs.FileInfo, uri: str, name: str, config: DataConfig, field: str, held_out: bool) -> SourceFile:
+    found, compression = _format_of(name)
+    format_ = found if config.format == "auto" else config.format
+    if format_ is None:
+        raise DataError(
+            "the format cannot be told from the file name",
+            field=field,
+            value=uri,
+            valid=(f".{suffix}" for suffix in _FORMATS),
+            hint="Or set data.format",
+        )
+    if format_ == "parquet":
+        compression = None
+    local = uri if "://" in uri else info.path
+    return SourceFile(local, name, info.size, info.mtime_ns, format_, compression, held_out)
+
+
+def _format_of(name: str) -> tuple[Format | None, Compression | None]:
+    suffixes = PurePosixPath(name.lower()).name.split(".")[1:]
+    if not suffixes:
+        return None, None
+    if len(suffixes) > 1 and suffixes[-1] in _CODECS and suffixes[-2] in ("parquet", "pq"):
+        return "parquet", None
+    compression = _COMPRESSIONS.get(suffixes[-1])
+    last = suffixes[-2] if compression and len(suffixes) > 1 else suffixes[-1]
+    return _FORMATS.get(last), compression

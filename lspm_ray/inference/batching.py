@@ -1,0 +1,35 @@
+"""Length-aware batching: examples of similar length share a forward pass."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BATCH_TOKENS = 4096
+"""Padded tokens per forward pass: on CPUs throughput is flat from about here on, and activations stay in cache."""
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of each forward pass, shortest examples first; every row exactly once.
+
+    A batch holds as many rows as fit `max_tokens` when all are padded to its longest one, and at least one.
+    """
+    order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * lengths[order[end]] <= max_tokens:
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def pad(examples: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and mask, both [rows, longest], padded on the right."""
+    width = max(len(example) for example in examples)
+    ids = np.full((len(examples), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(examples), width), dtype=np.int64)
+    for row, example in enumerate(examples):
+        ids[row, : len(example)] = example
+        mask[row, : len(example)] = 1
+    return ids, mask

@@ -1,0 +1,75 @@
+"""The contract of inference: token ids in, logits out. Profiling measures exactly the object that Serve deploys."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lspm_ray.inference.batching import micro_batches, pad
+from lspm_ray.models.directory import read_variant
+from lspm_ray.models.source import read_config
+from lspm_ray.plugin import Plugin
+from lspm_ray.tasks import Encoded
+
+
+class Predictor(ABC):
+    """A loaded model.
+
+    Args:
+        labels: label names in the order of the logits.
+        pad_id: token id used for padding.
+        max_batch_tokens: padded tokens that one forward pass may hold.
+    """
+
+    def __init__(self, labels: list[str], pad_id: int, max_batch_tokens: int) -> None:
+        self.labels = labels
+        self.pad_id = pad_id
+        self.max_batch_tokens = max_batch_tokens
+
+    def predict(self, batch: Sequence[Encoded]) -> NDArray[np.float32]:
+        """Logits [len(batch), labels], in the order of `batch`.
+
+        Examples of similar length share a forward pass, so little is spent on padding.
+        """
+        logits = np.empty((len(batch), len(self.labels)), dtype=np.float32)
+        for rows in micro_batches([len(example) for example in batch], self.max_batch_tokens):
+            ids, mask = pad([batch[row] for row in rows], self.pad_id)
+            logits[rows] = self.forward(ids, mask)
+        return logits
+
+    @abstractmethod
+    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [batch, labels] for padded token ids and their mask, both [batch, tokens]."""
+
+
+class Runtime(Plugin):
+    """What executes a model directory. `variant.json` names it."""
+
+    package: ClassVar[str] = "lspm_ray.inference.runtimes"
+    kind: ClassVar[str] = "runtime"
+
+    @abstractmethod
+    def load(self, directory: Path, threads: int) -> Predictor:
+        """Load the model with `threads` CPU threads (where it runs on the CPU)."""
+
+
+def load_predictor(directory: Path, threads: int) -> Predictor:
+    """Load a model directory with the runtime that its `variant.json` names.
+
+    Raises:
+        ModelError: the directory is not a complete model.
+        ConfigError: it names an unknown runtime.
+    """
+    return Runtime.make(read_variant(directory).runtime).load(directory, threads)
+
+
+def pad_id_of(directory: Path) -> int:
+    """The padding token's id; 0 where the model has none (it is masked anyway)."""
+    value = read_config(directory).get("pad_token_id")
+    return int(value) if value is not None else 0
+

@@ -1,0 +1,26 @@
+"""Stage `base`: the pretrained model is copied into the store: every node and every later run reads the same bytes."""
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.models.directory import load_tokenizer
+from lspm_ray.models.source import ModelConfig, copy, locate
+
+STAGE = "base"
+
+
+def base(model: ModelConfig, store: ArtifactStore) -> Artifact:
+    """The model as an artifact.
+
+    Raises:
+        ModelError: it does not exist, cannot be loaded safely, or has no tokenizer.
+    """
+    what = model.model_dump(mode="json")
+    found = store.find(STAGE, store.key(STAGE, what, {}))
+    if found is not None:
+        return found
+    source = locate(model)
+    load_tokenizer(source)
+
+    def build(draft: Draft) -> None:
+        copy(source, draft.path)
+
+    return store.make(STAGE, what, {}, build)

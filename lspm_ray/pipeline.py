@@ -1,0 +1,135 @@
+"""The whole story, one method per stage. Each returns its artifact, made only if it is not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.compression.compress import compress
+from lspm_ray.compression.recipe import FULL
+from lspm_ray.corpus.prepare import prepare
+from lspm_ray.corpus.shards import class_counts
+from lspm_ray.models.base import base
+from lspm_ray.profiling.profile import profile
+from lspm_ray.progress import Report
+from lspm_ray.report.build import build_report
+from lspm_ray.selection.select import check_feasible, select
+from lspm_ray.settings import Settings
+from lspm_ray.tasks import Task
+from lspm_ray.training.finetune import finetune
+
+STAGES = ("base", "prepare", "finetune", "compress", "profile", "select", "report")
+"""In the order of the data."""
+
+
+class NotMadeError(Exception):
+    """Raised by a read-only store for the first artifact that is not there."""
+
+    def __init__(self, stage: str, key: str) -> None:
+        super().__init__(f"{stage}-{key}")
+        self.stage, self.key = stage, key
+
+
+class ReadOnlyStore(ArtifactStore):
+    """Finds what is there and makes nothing: for `status` and `--dry-run`."""
+
+    def find(self, stage: str, key: str) -> Artifact:
+        """The artifact.
+
+        Raises:
+            NotMadeError: it is not there.
+        """
+        found = super().find(stage, key)
+        if found is None:
+            raise NotMadeError(stage, key)
+        return found
+
+    def clear_work(self, stage: str, key: str) -> None:
+        """Leaves everything as it is."""
+
+
+@dataclass
+class Pipeline:
+    """One run. Stages ask for what they need; nothing is made twice.
+
+    Attributes:
+        settings: the whole configuration.
+        store: where artifacts are; a `ReadOnlyStore` makes every method raise `NotMadeError` instead of working.
+        report: progress.
+    """
+
+    settings: Settings
+    store: ArtifactStore
+    report: Report
+
+    @cached_property
+    def task(self) -> Task:
+        """The task."""
+        return Task.make(self.settings.task)
+
+    @cached_property
+    def base(self) -> Artifact:
+        """The pretrained model, copied into the store."""
+        return base(self.settings.model, self.store)
+
+    @cached_property
+    def prepare(self) -> Artifact:
+        """The corpus: cleaned, split, tokenised."""
+        data = prepare(self.settings.data, self.task, self.base, self.store, self.report)
+        check_feasible(self.settings.select, sum(class_counts(data, "calibration")))
+        return data
+
+    @cached_property
+    def finetune(self) -> Artifact:
+        """The full model."""
+        return finetune(self.settings.finetune, self.task, self.base, self.prepare, self.store, self.report)
+
+    @cached_property
+    def compress(self) -> dict[str, Artifact]:
+        """Every variant by name, without the full model."""
+        return compress(self.settings.compress, self.task, self.finetune, self.prepare, self.store, self.report)
+
+    @property
+    def models(self) -> Mapping[str, Artifact]:
+        """Every model that could be served."""
+        return {FULL: self.finetune, **self.compress}
+
+    @cached_property
+    def _profiled(self) -> tuple[Artifact, dict[str, Artifact]]:
+        return profile(self.settings.profile, self.task, self.models, self.prepare, self.store, self.report)
+
+    @property
+    def profile(self) -> Artifact:
+        """The measured table."""
+        return self._profiled[0]
+
+    @property
+    def outputs(self) -> dict[str, Artifact]:
+        """Per-example outputs of every model."""
+        return self._profiled[1]
+
+    @cached_property
+    def select(self) -> Artifact:
+        """Plan and certificate."""
+        return select(
+            self.settings.select,
+            self.task,
+            self.models,
+            self.profile,
+            self.outputs,
+            self.prepare,
+            self.store,
+            self.report,
+        )
+
+    @cached_property
+    def report_page(self) -> Artifact:
+        """report.html and report.json."""
+        return build_report(self.prepare, self.finetune, self.profile, self.outputs, self.select, self.store)
+
+    def stage(self, name: str) -> Any:
+        """The result of a stage by its name."""
+        return self.report_page if name == "report" else getattr(self, name)

@@ -1,0 +1,90 @@
+"""Measure speed and memory of one predictor, in the process it was loaded in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lspm_ray.artifact import open_artifact
+from lspm_ray.inference.predictor import load_predictor
+from lspm_ray.tasks import Encoded
+
+_WARM_UP_ROWS = 4
+
+
+class Bench:
+    """One loaded model and the clock. Runs as a Ray actor: one process per variant, as a served replica is.
+
+    Args:
+        uri: model artifact.
+        threads: CPU threads it may use.
+        examples: token ids to measure with, a random sample of real rows.
+        cell_s: time spent on one measurement.
+    """
+
+    def __init__(self, uri: str, threads: int, examples: Sequence[Encoded], cell_s: float) -> None:
+        directory = open_artifact(uri).local()
+        started = time.perf_counter()
+        self._predictor = load_predictor(directory, threads)
+        self._predictor.predict(examples[:1])
+        self.load_s = time.perf_counter() - started
+        self._examples = list(examples)
+        self._cell_s = cell_s
+        self._next = 0
+        self._predictor.predict(self._examples[:_WARM_UP_ROWS])
+
+    def load_time(self) -> float:
+        """Seconds from files to the first answer."""
+        return self.load_s
+
+    def latencies(self) -> list[float]:
+        """Milliseconds of single examples, for about `cell_s` seconds and at least twice."""
+        found: list[float] = []
+        start = time.perf_counter()
+        while len(found) < 2 or time.perf_counter() - start < self._cell_s:
+            example = self._take(1)
+            before = time.perf_counter()
+            self._predictor.predict(example)
+            found.append(1e3 * (time.perf_counter() - before))
+        return found
+
+    def rows_per_s(self, batch_size: int) -> float:
+        """Examples per second in batches of `batch_size`, for about `cell_s` seconds and at least one batch."""
+        done, start = 0, time.perf_counter()
+        while not done or time.perf_counter() - start < self._cell_s:
+            self._predictor.predict(self._take(batch_size))
+            done += batch_size
+        return done / (time.perf_counter() - start)
+
+    def peak_memory_mb(self) -> float:
+        """Largest resident size of this process so far."""
+        return peak_memory_mb()
+
+    def _take(self, count: int) -> list[Encoded]:
+        rows = [self._examples[(self._next + i) % len(self._examples)] for i in range(count)]
+        self._next = (self._next + count) % len(self._examples)
+        return rows
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB (10^6 bytes)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return float("nan")
+
+
+def size_mb(directory: Path, runtime: str) -> float:
+    """Size of the files that `runtime` needs, in MB (10^6 bytes)."""
+    weights = ".onnx" if runtime == "onnxruntime" else ".safetensors"
+    files = [f for f in directory.iterdir() if f.suffix == weights]
+    return sum(f.stat().st_size for f in files) / 1e6
+
+
+def summarize(rounds: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Median over rounds of each round's median, and the 99th percentile of all, in the unit given."""
+    medians = [float(np.median(r)) for r in rounds]
+    return float(np.median(medians)), float(np.percentile(np.concatenate([np.asarray(r) for r in rounds]), 99))

@@ -1,0 +1,269 @@
+"""Stage `profile`: quality, latency, throughput, memory and size of every variant, on this hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
+from lspm_ray.cluster import node_cpus, totals
+from lspm_ray.compression.recipe import FULL
+from lspm_ray.config import Config
+from lspm_ray.corpus.shards import class_counts, labels, read_split
+from lspm_ray.errors import ResourceError
+from lspm_ray.evaluation.metrics import compare, evaluate
+from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, outputs, read_outputs
+from lspm_ray.models.directory import load_tokenizer, read_variant
+from lspm_ray.profiling.baselines import LINEAR, MAJORITY, linear, majority
+from lspm_ray.profiling.measure import Bench, size_mb, summarize
+from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
+from lspm_ray.progress import Report
+from lspm_ray.profiling.pareto import Point, dominated_by
+from lspm_ray.tasks import Encoded, Task
+
+STAGE = "profile"
+PROFILE_FILE = "profile.json"
+_PLACEMENT_TIMEOUT_S = 60
+
+
+class ProfileConfig(Config):
+    """How variants are measured.
+
+    Attributes:
+        batch_sizes: throughput is measured at each.
+        rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
+        cell_s: seconds per variant, round and batch size.
+        rows: random rows of the selection split to measure speed with.
+        threads: CPU threads per variant; None for all of the node.
+        resamples: bootstrap resamples of the quality intervals.
+    """
+
+    batch_sizes: list[int] = Field(default=[1, 8, 32], min_length=1)
+    rounds: int = Field(3, ge=1)
+    cell_s: float = Field(0.3, gt=0)
+    rows: int = Field(256, ge=8)
+    threads: int | None = Field(None, ge=1)
+    resamples: int = Field(1000, ge=100)
+
+
+Quality = dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
+"""Split -> labels [rows] and logits [rows, labels]."""
+
+
+def profile(
+    config: ProfileConfig,
+    task: Task,
+    models: Mapping[str, Artifact],
+    data: Artifact,
+    store: ArtifactStore,
+    report: Report,
+) -> tuple[Artifact, dict[str, Artifact]]:
+    """Measure every model. `models` holds the full model under the name `full`.
+
+    Returns:
+        An artifact with `profile.json` (a `ProfileTable`) and `profile.parquet`, and each model's outputs artifact.
+
+    Raises:
+        ResourceError: no node can take the measurement.
+    """
+    found = outputs(models, data, store, report)
+    parents = {f"model.{name}": a.digest for name, a in models.items()} | {"data": data.digest}
+    what = {"profile": config.model_dump(mode="json"), "hardware": hardware(), "task": task.spec()}
+
+    def build(draft: Draft) -> None:
+        table = _table(config, task, models, found, data, report)
+        (draft.path / PROFILE_FILE).write_text(table.model_dump_json(indent=1), encoding="utf-8")
+        pq.write_table(table.to_arrow(), draft.path / "profile.parquet")
+        draft.summary = {v.name: {"accuracy": v.test.accuracy.value, "cost": v.cost} for v in table.variants}
+        draft.summary["verdict"] = table.baseline_verdict
+
+    return store.make(STAGE, what, parents, build), found
+
+
+def read_profile(artifact: Artifact) -> ProfileTable:
+    """The table that a profile artifact holds."""
+    return ProfileTable.parse(artifact.read_json(PROFILE_FILE))
+
+
+def _table(
+    config: ProfileConfig,
+    task: Task,
+    models: Mapping[str, Artifact],
+    found: Mapping[str, Artifact],
+    data: Artifact,
+    report: Report,
+) -> ProfileTable:
+    report("profile: fitting the linear baseline")
+    quality = {name: _quality(artifact) for name, artifact in found.items()}
+    linear_logits, linear_s = _baseline(data)
+    truth = {split: y for split, (y, _) in quality[FULL].items()}
+    quality[LINEAR] = {split: (truth[split], linear_logits[split]) for split in truth}
+    counts = class_counts(data, "train")
+    quality[MAJORITY] = {split: (y, majority(counts, len(y))) for split, y in truth.items()}
+    speeds, encode_s = _speeds(config, task, models, data, report)
+    seconds = {name: 1 / speed.best_rows_per_s + encode_s for name, speed in speeds.items()}
+    seconds |= {LINEAR: linear_s, MAJORITY: 0.0}
+    report("profile: intervals")
+    rows = [
+        _row(name, models.get(name), quality, speeds.get(name), seconds[name] / seconds[FULL], labels(data), config)
+        for name in quality
+    ]
+    comparison = _compare(quality, FULL, LINEAR)
+    return ProfileTable(
+        variants=_mark_dominated(rows),
+        labels=labels(data),
+        encode_ms=1e3 * encode_s,
+        linear=comparison,
+        baseline_verdict=comparison.sentence("the full model", "the linear baseline"),
+        rounds=config.rounds,
+        hardware=hardware(),
+    )
+
+
+def _quality(artifact: Artifact) -> Quality:
+    splits: Quality = {}
+    for split in EVALUATION_SPLITS:
+        _, truth, logits = read_outputs(artifact, split)
+        splits[split] = (truth, logits)
+    return splits
+
+
+def _baseline(data: Artifact) -> tuple[dict[str, NDArray[np.float32]], float]:
+    import ray
+
+    result: tuple[dict[str, NDArray[np.float32]], float] = ray.get(
+        ray.remote(num_cpus=1, max_calls=1)(linear).remote(data.uri, list(EVALUATION_SPLITS))
+    )
+    return result
+
+
+def _row(
+    name: str,
+    model: Artifact | None,
+    quality: Mapping[str, Quality],
+    speed: Speed | None,
+    cost: float,
+    names: list[str],
+    config: ProfileConfig,
+) -> VariantProfile:
+    variant = read_variant(model.local()) if model else None
+    selection, test = (
+        evaluate(logits, truth, names, resamples=config.resamples)
+        for truth, logits in (quality[name]["selection"], quality[name]["test"])
+    )
+    reference = evaluate(quality[FULL]["test"][1], quality[FULL]["test"][0], names, resamples=100)
+    change = {
+        mine.label: None if mine.recall is None or full.recall is None else mine.recall.value - full.recall.value
+        for mine, full in zip(test.classes, reference.classes, strict=True)
+    }
+    agreement = (quality[name]["test"][1].argmax(1) == quality[FULL]["test"][1].argmax(1)).mean()
+    return VariantProfile(
+        name=name,
+        uri=model.uri if model else "",
+        digest=model.digest if model else "",
+        runtime=variant.runtime if variant else "scikit-learn" if name == LINEAR else "none",
+        precision=variant.precision if variant else "fp64",
+        recipe=variant.recipe if variant else [],
+        selection=selection,
+        test=test,
+        recall_change=change,
+        agreement=float(agreement),
+        against_full=None if name == FULL else _compare(quality, name, FULL),
+        speed=speed,
+        cost=cost,
+    )
+
+
+def _compare(quality: Mapping[str, Quality], first: str, second: str) -> Any:
+    right = [logits.argmax(1) == truth for truth, logits in (quality[first]["test"], quality[second]["test"])]
+    return compare(*right)
+
+
+def _mark_dominated(rows: list[VariantProfile]) -> list[VariantProfile]:
+    points = [Point(name=r.name, quality=r.selection.accuracy.value, cost=r.cost) for r in rows if r.servable]
+    losers = dominated_by(points)
+    return [row.model_copy(update={"dominated_by": losers.get(row.name)}) for row in rows]
+
+
+def _speeds(
+    config: ProfileConfig, task: Task, models: Mapping[str, Artifact], data: Artifact, report: Report
+) -> tuple[dict[str, Speed], float]:
+    """Speed of every model, and seconds to tokenise one example. One process per model, all on one node."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    examples, encode_s = _examples(config, task, models[FULL], data)
+    gpu = totals()["GPU"] >= 1
+    bundle = {"CPU": node_cpus()} | ({"GPU": 1.0} if gpu else {})
+    group = placement_group([bundle], strategy="STRICT_PACK")
+    try:
+        if not group.wait(_PLACEMENT_TIMEOUT_S):
+            raise ResourceError(
+                f"no node has {bundle} free to measure on, for {_PLACEMENT_TIMEOUT_S} s", field="profile"
+            )
+        threads = config.threads or max(1, int(node_cpus()))
+        actor = ray.remote(
+            num_cpus=0,
+            num_gpus=1 / len(models) if gpu else 0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+        )(Bench)
+        benches, load_s = {}, {}
+        for name, model in models.items():
+            report(f"profile: loading {name}")
+            benches[name] = actor.remote(model.uri, threads, examples, config.cell_s)
+            load_s[name] = ray.get(benches[name].load_time.remote())  # one after another: a race would slow all
+        return _interleave(config, benches, models, load_s, threads, report), encode_s
+    finally:
+        remove_placement_group(group)
+
+
+def _interleave(
+    config: ProfileConfig,
+    benches: dict[str, Any],
+    models: Mapping[str, Artifact],
+    load_s: Mapping[str, float],
+    threads: int,
+    report: Report,
+) -> dict[str, Speed]:
+    import ray
+
+    latency: dict[str, list[list[float]]] = {name: [] for name in benches}
+    rate: dict[str, dict[int, list[float]]] = {n: {size: [] for size in config.batch_sizes} for n in benches}
+    for number in range(config.rounds):
+        for name, bench in benches.items():
+            report(f"profile: round {number + 1}/{config.rounds}, {name}")
+            latency[name].append(ray.get(bench.latencies.remote()))
+            for size in config.batch_sizes:
+                rate[name][size].append(ray.get(bench.rows_per_s.remote(size)))
+    speeds = {}
+    for name, bench in benches.items():
+        p50, p99 = summarize(latency[name])
+        directory = models[name].local()
+        speeds[name] = Speed(
+            p50_ms=p50,
+            p99_ms=p99,
+            rows_per_s={size: float(np.median(values)) for size, values in rate[name].items()},
+            load_s=load_s[name],
+            peak_memory_mb=ray.get(bench.peak_memory_mb.remote()),
+            size_mb=size_mb(directory, read_variant(directory).runtime),
+            threads=threads,
+        )
+        ray.kill(bench)
+    return speeds
+
+
+def _examples(config: ProfileConfig, task: Task, full: Artifact, data: Artifact) -> tuple[list[Encoded], float]:
+    import time
+
+    texts = read_split(data, "selection", ["text"]).slice(0, config.rows)["text"].to_pylist()
+    tokenizer = load_tokenizer(full.local())
+    task.encode(texts[:8], tokenizer)
+    started = time.perf_counter()
+    examples = task.encode(texts, tokenizer)
+    return examples, (time.perf_counter() - started) / len(texts)

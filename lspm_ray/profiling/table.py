@@ -1,0 +1,113 @@
+"""What profiling finds out about each variant."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from lspm_ray.config import Config
+from lspm_ray.evaluation.metrics import Comparison, Estimate, Metrics
+
+
+class Speed(Config):
+    """Measured in a process of its own, interleaved with the other variants; medians over the rounds.
+
+    Attributes:
+        p50_ms: median time of one example alone (batch size 1), from token ids to logits.
+        p99_ms: 99th percentile of the same, over all rounds.
+        rows_per_s: batch size -> examples per second.
+        load_s: from files to ready, imports included.
+        peak_memory_mb: of the process, with everything loaded and the largest batch computed.
+        size_mb: of the files the runtime needs.
+        threads: CPU threads it was measured with.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    rows_per_s: dict[int, float]
+    load_s: float
+    peak_memory_mb: float
+    size_mb: float
+    threads: int
+
+    @property
+    def best_rows_per_s(self) -> float:
+        """Throughput at the batch size that suits it best."""
+        return max(self.rows_per_s.values())
+
+
+class VariantProfile(Config):
+    """One row of the table.
+
+    Attributes:
+        uri: artifact; empty for a baseline, which is never served.
+        digest: the artifact's content digest.
+        recipe: how it was made.
+        selection: quality on the selection split, which choices are made on.
+        test: quality on the test split, which is only reported.
+        recall_change: label -> recall on test minus that of full; None where the label does not occur.
+        agreement: share of test rows answered as full answers.
+        against_full: accuracy on test compared with full, paired; None for full itself.
+        cost: seconds per example relative to full, tokenising included, each at its best batch size.
+        dominated_by: a variant that is at least as good on selection and no more expensive.
+    """
+
+    name: str
+    uri: str
+    digest: str
+    runtime: str
+    precision: str
+    recipe: list[dict[str, Any]]
+    selection: Metrics
+    test: Metrics
+    recall_change: dict[str, float | None]
+    agreement: float
+    against_full: Comparison | None
+    speed: Speed | None
+    cost: float
+    dominated_by: str | None = None
+
+    @property
+    def servable(self) -> bool:
+        """Baselines are measured, never deployed."""
+        return bool(self.uri)
+
+
+class ProfileTable(Config):
+    """Everything `profile` measured.
+
+    Attributes:
+        encode_ms: time to tokenise one example.
+        baseline_verdict: whether the full model beats the linear baseline on test, in one sentence.
+        hardware: where speeds were measured; they hold nowhere else.
+    """
+
+    variants: list[VariantProfile]
+    labels: list[str]
+    encode_ms: float
+    linear: Comparison
+    baseline_verdict: str
+    rounds: int
+    hardware: dict[str, Any]
+
+    def __getitem__(self, name: str) -> VariantProfile:
+        """The variant called `name`."""
+        return next(v for v in self.variants if v.name == name)
+
+    def to_arrow(self) -> pa.Table:
+        """Flat table, one row per variant; estimates as value, low and high."""
+        return pa.Table.from_pylist([_flat(v) for v in self.variants])
+
+
+def _flat(v: VariantProfile) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": v.name, "runtime": v.runtime, "precision": v.precision, "digest": v.digest}
+    for split in ("selection", "test"):
+        metrics: Metrics = getattr(v, split)
+        for field in Metrics.model_fields:
+            value = getattr(metrics, field)
+            if isinstance(value, Estimate):
+                row |= {f"{split}_{field}": value.value, f"{split}_{field}_low": value.low}
+                row[f"{split}_{field}_high"] = value.high
+    speed = v.speed.model_dump() if v.speed else dict.fromkeys(Speed.model_fields)
+    throughput = speed.pop("rows_per_s") or {}
+    row |= speed | {f"rows_per_s_{size}": value for size, value in throughput.items()}
+    return row | {"cost": v.cost, "agreement": v.agreement, "dominated_by": v.dominated_by}

@@ -1,0 +1,127 @@
+"""What the stage commands do: check first, connect only if something is missing, run, say what comes next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.cluster import connect
+from lspm_ray.config import load
+from lspm_ray.console import StageView, table
+from lspm_ray.pipeline import STAGES, NotMadeError, Pipeline, ReadOnlyStore
+from lspm_ray.preflight import check
+from lspm_ray.settings import Settings
+
+_NEXT = {"run": "serve", "prepare": "finetune", "finetune": "compress", "compress": "profile", "profile": "select"}
+
+
+def settings_from(config: Path, overrides: Sequence[str]) -> Settings:
+    """Read and validate the configuration file.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    return load(Settings, config, overrides)
+
+
+def run(config: Path, overrides: Sequence[str], stage: str, *, dry_run: bool = False, quiet: bool = False) -> Pipeline:
+    """Run every stage up to `stage` (`run` means all) that is not done yet.
+
+    Raises:
+        UserError: anything a user can mend, before expensive work where it can be known before.
+    """
+    settings = settings_from(config, overrides)
+    last = STAGES[-1] if stage == "run" else stage
+    wanted = STAGES[: STAGES.index(last) + 1]
+    done = finished(settings)
+    missing = [name for name in wanted if name not in done]
+    view = StageView(quiet=quiet)
+    if dry_run:
+        _print_plan(settings, wanted, done)
+        check(settings, missing)
+        return Pipeline(settings, ReadOnlyStore(settings.output), view)
+    if missing:
+        check(settings, missing)
+        log = _log_file(settings)
+        with connect(settings.cluster, log):
+            pipeline = _run(settings, wanted, done, view)
+        if not quiet:
+            view.console.print(f"log of the workers: {log}", soft_wrap=True)
+    else:
+        pipeline = _run(settings, wanted, done, view)
+    if not quiet:
+        _conclude(config, overrides, stage, pipeline, view)
+    return pipeline
+
+
+def finished(settings: Settings) -> dict[str, Any]:
+    """Stage -> its result, for the stages that need no work."""
+    pipeline = Pipeline(settings, ReadOnlyStore(settings.output), lambda _: None)
+    done: dict[str, Any] = {}
+    for name in STAGES:
+        try:
+            done[name] = pipeline.stage(name)
+        except NotMadeError:
+            break
+    return done
+
+
+def status(config: Path, overrides: Sequence[str]) -> None:
+    """Print the state of every stage and the next command."""
+    settings = settings_from(config, overrides)
+    done = finished(settings)
+    rows = []
+    for name in STAGES:
+        if name not in done:
+            work = ArtifactStore(settings.output).has_work(name)
+            rows.append([name, "interrupted, will resume" if work else "to do", "", "", ""])
+            continue
+        for label, artifact in _artifacts(name, done[name]):
+            manifest = artifact.manifest
+            rows.append([label, "done", Path(artifact.uri).name, manifest.digest[:12], manifest.created_utc[:19]])
+    table(f"{settings.output}", ["stage", "state", "artifact", "digest", "made (UTC)"], rows)
+    missing = [name for name in STAGES if name not in done]
+    print(f"next: {_command('run' if missing else 'serve', config, overrides)}")
+
+
+def _run(settings: Settings, wanted: Sequence[str], done: dict[str, Any], view: StageView) -> Pipeline:
+    pipeline = Pipeline(settings, ArtifactStore(settings.output), view)
+    for name in wanted:
+        with view.stage(name) as finish:
+            result = pipeline.stage(name)
+            names = ", ".join(Path(artifact.uri).name for _, artifact in _artifacts(name, result))
+            finish(f"unchanged: {names}" if name in done else names)
+    return pipeline
+
+
+def _artifacts(stage: str, result: Any) -> list[tuple[str, Artifact]]:
+    if isinstance(result, dict):
+        return [(f"{stage} {name}", artifact) for name, artifact in result.items()]
+    return [(stage, result)]
+
+
+def _print_plan(settings: Settings, wanted: Sequence[str], done: dict[str, Any]) -> None:
+    rows = [[name, "unchanged" if name in done else "to do"] for name in wanted]
+    table(f"plan of work for {settings.output}", ["stage", "state"], rows)
+
+
+def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipeline, view: StageView) -> None:
+    if stage in ("run", "select"):
+        from lspm_ray.summary import print_decision
+
+        print_decision(pipeline)
+    if stage == "run":
+        print(f"report: {pipeline.report_page.path('report.html')}")
+    print(f"next: {_command(_NEXT.get(stage, 'serve'), config, overrides)}")
+
+
+def _command(verb: str, config: Path, overrides: Sequence[str]) -> str:
+    return " ".join(["lspm", verb, str(config), *overrides])
+
+
+def _log_file(settings: Settings) -> Path:
+    root = Path.cwd() / "logs" if "://" in settings.output else Path(settings.output) / "logs"
+    return root.expanduser().absolute() / time.strftime("%Y%m%d-%H%M%S.log", time.gmtime())

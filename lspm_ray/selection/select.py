@@ -1,0 +1,375 @@
+"""Stage `select`: choose on the selection split, certify on the calibration split, write the plan."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
+from lspm_ray.compression.recipe import FULL
+from lspm_ray.config import Config
+from lspm_ray.corpus.shards import read_split
+from lspm_ray.errors import CertificateError, ConfigError
+from lspm_ray.evaluation.calibration import fit_temperature
+from lspm_ray.evaluation.outputs import read_outputs
+from lspm_ray.profiling.pareto import Constraints
+from lspm_ray.profiling.profile import read_profile
+from lspm_ray.profiling.table import ProfileTable
+from lspm_ray.progress import Report
+from lspm_ray.selection.options import Option, Rows, choose, estimate
+from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
+from lspm_ray.selection.risk import ACCEPT_ALL, Certified, cascade_cost, fixed_sequence, minimum_rows, threshold_grid
+from lspm_ray.tasks import Task
+from lspm_ray.validators import Validator
+
+STAGE = "select"
+CURVE_FILE = "curve.json"
+OPTIONS_FILE = "options.json"
+
+
+class SelectConfig(Config):
+    """What is promised, and what is allowed.
+
+    Attributes:
+        alpha: largest share of all answers that may be worse than the full model's.
+        delta: chance that the certificate promises too much.
+        risk: `regret`: accepted, wrong, and full would have been right; `disagreement`: accepted and not full's answer.
+        validator: scores the answers; `{validator: NAME, ...}` or just the name.
+        grid_size: thresholds that are tried.
+        min_saving: share of the full model's cost that must be saved for a compressed variant to be used at all.
+        constraints: limits on accuracy, latency and memory.
+        first: force this variant to answer first; None chooses the cheapest.
+    """
+
+    alpha: float = Field(0.01, gt=0, lt=1)
+    delta: float = Field(0.05, gt=0, lt=1)
+    risk: Literal["regret", "disagreement"] = "regret"
+    validator: dict[str, Any] = Field(default_factory=lambda: {"validator": "max_probability"})
+    grid_size: int = Field(200, ge=2)
+    min_saving: float = Field(0.1, ge=0, lt=1)
+    constraints: Constraints = Constraints()
+    first: str | None = None
+
+    @field_validator("validator", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        try:
+            return Validator.make(value).spec()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+
+def check_feasible(config: SelectConfig, calibration_rows: int) -> None:
+    """Refuse a promise that this many calibration rows can never back, before anything expensive runs.
+
+    Raises:
+        CertificateError: says how many rows are needed.
+    """
+    needed = minimum_rows(config.alpha, config.delta)
+    if calibration_rows < needed:
+        raise CertificateError(
+            f"alpha = {config.alpha:g} at delta = {config.delta:g} needs at least {needed} calibration rows, "
+            f"there are {calibration_rows}",
+            field="select.alpha",
+            hint="Give more data, a larger share to data.splits.calibration, or a larger alpha",
+        )
+
+
+def select(
+    config: SelectConfig,
+    task: Task,
+    models: Mapping[str, Artifact],
+    profile: Artifact,
+    outputs: Mapping[str, Artifact],
+    data: Artifact,
+    store: ArtifactStore,
+    report: Report,
+) -> Artifact:
+    """Decide what to serve.
+
+    Returns:
+        An artifact with plan.json, and certificate.json and curve.json unless the full model serves alone.
+
+    Raises:
+        CertificateError: too few calibration rows.
+        ConfigError: `first` names no variant.
+    """
+    if config.first is not None and config.first not in models:
+        raise ConfigError("no such variant", field="select.first", value=config.first, valid=sorted(models))
+    parents = {"profile": profile.digest, "data": data.digest}
+    parents |= {f"outputs.{name}": artifact.digest for name, artifact in outputs.items()}
+    what = {"select": config.model_dump(mode="json"), "task": task.spec()}
+
+    def build(draft: Draft) -> None:
+        decision = _Decision(config, task, models, read_profile(profile), outputs, data, report)
+        plan, certificate = decision.decide()
+        _write(draft, PLAN_FILE, plan.model_dump(mode="json"))
+        _write(draft, OPTIONS_FILE, {n: o.model_dump(mode="json") for n, o in decision.options.items()})
+        if decision.certified is not None:
+            _write(draft, CURVE_FILE, decision.certified.model_dump(mode="json"))
+        if certificate is not None:
+            _write(draft, CERTIFICATE_FILE, certificate.model_dump(mode="json") | {"id": certificate.id})
+        draft.summary = {"plan": [s.model.name for s in plan.stages], "expected": plan.expected}
+        draft.summary["reasons"] = plan.reasons
+
+    return store.make(STAGE, what, parents, build)
+
+
+def read_plan(artifact: Artifact) -> tuple[Plan, Certificate | None]:
+    """The plan and its certificate (None when the full model serves alone).
+
+    Raises:
+        CertificateError: the certificate's id is not that of its content.
+    """
+    plan = Plan.parse(artifact.read_json(PLAN_FILE))
+    if CERTIFICATE_FILE not in artifact.manifest.files:
+        return plan, None
+    raw = artifact.read_json(CERTIFICATE_FILE)
+    stated = raw.pop("id", None)
+    certificate = Certificate.parse(raw)
+    if stated != certificate.id:
+        raise CertificateError("the id is not that of the content", field=CERTIFICATE_FILE, value=stated)
+    return plan, certificate
+
+
+class _Decision:
+    def __init__(
+        self,
+        config: SelectConfig,
+        task: Task,
+        models: Mapping[str, Artifact],
+        table: ProfileTable,
+        outputs: Mapping[str, Artifact],
+        data: Artifact,
+        report: Report,
+    ) -> None:
+        self.config, self.task, self.models, self.table = config, task, models, table
+        self.outputs, self.data, self.report = outputs, data, report
+        self.validator = Validator.make(config.validator)
+        self.options: dict[str, Option] = {}
+        self.certified: Certified | None = None
+        self._inputs: dict[str, list[Any]] = {}
+
+    def decide(self) -> tuple[Plan, Certificate | None]:
+        config = self.config
+        check_feasible(config, len(self._rows(FULL, "calibration").labels))
+        v = self._validator_cost()
+        for name in self.models:
+            if name != FULL:
+                self.report(f"select: estimating {name}")
+                self.options[name] = self._estimate(name, v)
+        first, reasons = choose(self.options, config.min_saving)
+        if config.first is not None:
+            first = None if config.first == FULL else config.first
+            reasons = {n: f"select.first asks for {config.first}" for n in self.options if n != config.first}
+        if first is None:
+            return self._full_alone(reasons), None
+        return self._certify(first, reasons, v)
+
+    def _estimate(self, name: str, validator_cost: float) -> Option:
+        config = self.config
+        return estimate(
+            self.table[name],
+            self.table[FULL],
+            self._rows(name, "selection"),
+            self.validator,
+            risk=config.risk,
+            # The selection split may be too small to certify this alpha; as an estimate a wider one will do.
+            alpha=max(config.alpha, _reachable(len(self._rows(name, "selection").labels), config.delta)),
+            delta=config.delta,
+            grid_size=config.grid_size,
+            validator_cost=validator_cost,
+            constraints=config.constraints,
+        )
+
+    def _certify(self, first: str, reasons: dict[str, str], v: float) -> tuple[Plan, Certificate | None]:
+        config = self.config
+        selection, calibration = self._rows(first, "selection"), self._rows(first, "calibration")
+        temperature = fit_temperature(selection.cheap, selection.labels)
+        grid = threshold_grid(selection.scores(self.validator, temperature), config.grid_size)
+        self.certified = fixed_sequence(
+            calibration.scores(self.validator, temperature),
+            calibration.losses(config.risk),
+            grid,
+            config.alpha,
+            config.delta,
+        )
+        point = self.certified.point
+        if point is None:
+            reasons[first] = f"no threshold keeps {config.risk} below {config.alpha:.2%} on the calibration rows"
+            return self._full_alone(reasons), None
+        threshold = None if point.threshold == ACCEPT_ALL else point.threshold
+        e, c = point.escalation_rate, self.table[first].cost
+        cost = c if threshold is None else cascade_cost(c, v, e)
+        if cost > 1 - config.min_saving and config.first is None:
+            reasons[first] = f"certified, but would cost {cost:.2f} of full: saves less than {config.min_saving:.0%}"
+            return self._full_alone(reasons), None
+        certificate = Certificate(
+            alpha=config.alpha,
+            delta=config.delta,
+            risk=config.risk,
+            first=self._ref(first),
+            full=self._ref(FULL),
+            validator=config.validator,
+            temperature=temperature,
+            threshold=threshold,
+            calibration_rows=self.certified.n,
+            losses=point.losses,
+            p_value=point.p_value,
+            upper_bound=point.bound,
+            escalation_rate=e,
+            outputs={name: _ref(name, self.outputs[name]) for name in (first, FULL)},
+            data=_ref("data", self.data),
+            hardware=hardware(),
+            how_to_check="lspm_ray.selection.select.recheck(uri of this directory) recomputes every number",
+        )
+        return self._plan(first, certificate, cost, e, reasons), certificate
+
+    def _plan(self, first: str, certificate: Certificate, cost: float, e: float, reasons: dict[str, str]) -> Plan:
+        stages = [self._stage(first, certificate.temperature, certificate.threshold)]
+        if certificate.threshold is not None:
+            stages.append(self._stage(FULL, self._full_temperature(), None))
+        test = self._rows(first, "test")
+        scores = test.scores(self.validator, certificate.temperature)
+        accepted = scores >= (-np.inf if certificate.threshold is None else certificate.threshold)
+        full_accuracy = float((test.full.argmax(1) == test.labels).mean())
+        expected = {
+            "escalation_rate": e,
+            "cost": cost,
+            "test_accuracy": full_accuracy - test.accuracy_drop(accepted),
+            "test_full_accuracy": full_accuracy,
+            "test_escalation_rate": float(1 - accepted.mean()),
+            "test_risk": float((accepted & test.losses(self.config.risk)).mean()),
+        }
+        return self._make(stages, certificate.id, expected, reasons)
+
+    def _full_alone(self, reasons: dict[str, str]) -> Plan:
+        full = self._rows(FULL, "test")
+        accuracy = float((full.full.argmax(1) == full.labels).mean())
+        expected = {"escalation_rate": 0.0, "cost": 1.0, "test_accuracy": accuracy, "test_full_accuracy": accuracy}
+        return self._make([self._stage(FULL, self._full_temperature(), None)], None, expected, reasons)
+
+    def _make(
+        self, stages: list[PlanStage], certificate_id: str | None, expected: dict[str, float], reasons: dict[str, str]
+    ) -> Plan:
+        return Plan(
+            labels=self.table.labels,
+            task=self.task.spec(),
+            validator=self.config.validator,
+            stages=stages,
+            certificate_id=certificate_id,
+            expected=expected,
+            reasons=reasons,
+        )
+
+    def _stage(self, name: str, temperature: float, threshold: float | None) -> PlanStage:
+        profile = self.table[name]
+        latency = profile.speed.p50_ms if profile.speed else 0.0
+        return PlanStage(
+            model=self._ref(name),
+            temperature=temperature,
+            threshold=threshold,
+            batch_1_latency_ms=latency,
+            cost=profile.cost,
+        )
+
+    def _full_temperature(self) -> float:
+        rows = self._rows(FULL, "selection")
+        return fit_temperature(rows.full, rows.labels)
+
+    def _ref(self, name: str) -> ModelRef:
+        return _ref(name, self.models[name])
+
+    def _rows(self, name: str, split: str) -> Rows:
+        if split not in self._inputs:
+            table = read_split(self.data, split, ["input_ids"])
+            self._inputs[split] = [np.asarray(r, dtype=np.int64) for r in table["input_ids"].to_numpy()]
+        return rows(self.outputs[name], self.outputs[FULL], split, self._inputs[split])
+
+    def _validator_cost(self) -> float:
+        """Seconds of the validator per row, as a share of the full model's."""
+        sample = self._rows(FULL, "selection")
+        started = time.perf_counter()
+        sample.scores(self.validator, 1.0)
+        seconds = (time.perf_counter() - started) / len(sample.labels)
+        speed = self.table[FULL].speed
+        return seconds * speed.best_rows_per_s if speed else 0.0
+
+
+def rows(cheap: Artifact, full: Artifact, split: str, inputs: list[Any]) -> Rows:
+    """Outputs of two models on one split, checked to be about the same rows.
+
+    Raises:
+        CertificateError: they are not.
+    """
+    ids, labels, cheap_logits = read_outputs(cheap, split)
+    full_ids, _, full_logits = read_outputs(full, split)
+    if ids != full_ids:
+        raise CertificateError("outputs of the two models are not about the same rows", field=split)
+    return Rows(labels, cheap_logits, full_logits, inputs)
+
+
+def _ref(name: str, artifact: Artifact) -> ModelRef:
+    return ModelRef(name=name, uri=artifact.uri, digest=artifact.digest)
+
+
+def _reachable(n: int, delta: float) -> float:
+    """An alpha that n rows can certify with a few losses among them, so that estimates are not all-or-nothing."""
+    from lspm_ray.selection.risk import upper_bound
+
+    return upper_bound(min(n, 2), n, delta)
+
+
+def _write(draft: Draft, name: str, value: Any) -> None:
+    (draft.path / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def recheck(uri: str) -> list[str]:
+    """Recompute a certificate from the stored outputs it names.
+
+    Returns:
+        What does not agree, in plain words; empty when everything does.
+
+    Raises:
+        ArtifactError: a file it rests on is missing or changed.
+    """
+    from lspm_ray.artifact import open_artifact
+
+    artifact = open_artifact(uri)
+    _, certificate = read_plan(artifact)
+    if certificate is None:
+        return []
+    problems = []
+    named = [certificate.data, certificate.first, certificate.full, *certificate.outputs.values()]
+    for ref in named:
+        found = open_artifact(ref.uri)
+        found.verify()
+        if found.digest != ref.digest:
+            problems.append(f"{ref.name}: {ref.uri} has digest {found.digest}, the certificate says {ref.digest}")
+    data = open_artifact(certificate.data.uri)
+    cheap, full = (open_artifact(certificate.outputs[ref.name].uri) for ref in (certificate.first, certificate.full))
+    table = read_split(data, "calibration", ["id", "input_ids"])
+    inputs = [np.asarray(r, dtype=np.int64) for r in table["input_ids"].to_numpy()]
+    calibration = rows(cheap, full, "calibration", inputs)
+    train = set(read_split(data, "train", ["id"])["id"].to_pylist())
+    if train & set(table["id"].to_pylist()):
+        problems.append("calibration rows occur among the training rows")
+    scores = calibration.scores(Validator.make(certificate.validator), certificate.temperature)
+    threshold = ACCEPT_ALL if certificate.threshold is None else certificate.threshold
+    lost = int((calibration.losses(certificate.risk) & (scores >= threshold)).sum())
+    point = fixed_sequence(
+        scores, calibration.losses(certificate.risk), np.array([threshold]), certificate.alpha, certificate.delta
+    )
+    if (lost, point.n) != (certificate.losses, certificate.calibration_rows):
+        problems.append(
+            f"found {lost} losses in {point.n} rows, the certificate says "
+            f"{certificate.losses} in {certificate.calibration_rows}"
+        )
+    if point.point is None:
+        problems.append("the threshold does not hold the promised risk")
+    return problems

@@ -1,0 +1,115 @@
+"""Batches that form by themselves: while one runs, what arrives waits and becomes the next.
+
+Unlike waiting a fixed time for company, this costs a lone request nothing, and the batch grows with the load.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Rows(Protocol):
+    """A result with one row per input that can be cut into pieces: list, array, `Verdicts`."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """The rows in the slice."""
+
+
+R = TypeVar("R", bound=Rows)
+
+
+class QueueFull(Exception):  # noqa: N818
+    """So many rows are waiting that another request would not be answered in time."""
+
+
+@dataclass
+class _Waiting(Generic[T]):
+    rows: Sequence[T]
+    done: "asyncio.Future[Any]"
+
+
+class Batcher(Generic[T, R]):
+    """Joins the rows of concurrent callers into common calls.
+
+    Args:
+        run: computes a batch; its result has one row per input.
+        max_rows: rows per call. A caller with more has a call of its own.
+        concurrency: calls at the same time.
+        max_waiting: rows waiting for a call; None for no limit.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[T]], Awaitable[R]],
+        max_rows: int,
+        concurrency: int = 1,
+        max_waiting: int | None = None,
+    ) -> None:
+        self._run = run
+        self._max_rows = max_rows
+        self._concurrency = concurrency
+        self._max_waiting = max_waiting
+        self._queue: deque[_Waiting[T]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self.waiting_rows = 0
+
+    async def submit(self, rows: Sequence[T]) -> R:
+        """The result for `rows`, computed together with others'.
+
+        Raises:
+            QueueFull: `max_waiting` rows are waiting already.
+            Exception: what `run` raised for the batch.
+        """
+        if self._max_waiting is not None and self._queue and self.waiting_rows + len(rows) > self._max_waiting:
+            raise QueueFull(f"{self.waiting_rows} rows are waiting")
+        waiting = _Waiting(rows, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self.waiting_rows += len(rows)
+        self._start()
+        result: R = await waiting.done
+        return result
+
+    def _start(self) -> None:
+        while self._queue and len(self._running) < self._concurrency:
+            task = asyncio.get_running_loop().create_task(self._work())
+            self._running.add(task)
+
+    async def _work(self) -> None:
+        try:
+            # One turn of the loop: requests that are being read at this moment come along.
+            await asyncio.sleep(0)
+            while batch := self._take():
+                await self._compute(batch)
+        finally:
+            task = asyncio.current_task()
+            if task is not None:
+                self._running.discard(task)
+
+    def _take(self) -> list[_Waiting[T]]:
+        batch: list[_Waiting[T]] = []
+        size = 0
+        while self._queue and (not batch or size + len(self._queue[0].rows) <= self._max_rows):
+            waiting = self._queue.popleft()
+            self.waiting_rows -= len(waiting.rows)
+            if not waiting.done.cancelled():
+                batch.append(waiting)
+                size += len(waiting.rows)
+        return batch
+
+    async def _compute(self, batch: list[_Waiting[T]]) -> None:
+        try:
+            result = await self._run([row for waiting in batch for row in waiting.rows])
+            start = 0
+            for waiting in batch:
+                end = start + len(waiting.rows)
+                if not waiting.done.done():
+                    waiting.done.set_result(result[start:end])
+                start = end
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.done.done():
+                    waiting.done.set_exception(error)

@@ -1,0 +1,150 @@
+"""The plan, its certificate and its models, verified before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
+from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lspm_ray.inference.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A plan that may be served.
+
+    Attributes:
+        plan: what to serve.
+        certificate: what it promises; None when the full model serves alone.
+        models: the artifact of each stage.
+    """
+
+    plan: Plan
+    certificate: Certificate | None
+    models: list[Artifact]
+
+    def directory(self, stage: int) -> Path:
+        """Verified local model directory of a stage.
+
+        Raises:
+            ArtifactError: a file is not what the certificate was issued for.
+        """
+        return self.models[stage].local()
+
+    def predictor(self, stage: int, threads: int) -> Predictor:
+        """The loaded model of a stage.
+
+        Raises:
+            ArtifactError: see `directory`.
+            CertificateError: its labels are not the plan's.
+        """
+        from lspm_ray.inference.predictor import load_predictor
+
+        predictor = load_predictor(self.directory(stage), threads)
+        if predictor.labels != self.plan.labels:
+            raise CertificateError(
+                f"model {self.plan.stages[stage].model.name} has other labels than the plan",
+                field="labels",
+                value=predictor.labels,
+                valid=self.plan.labels,
+            )
+        return predictor
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that all stages share: the full model's."""
+        from lspm_ray.models.directory import load_tokenizer
+
+        return load_tokenizer(self.directory(-1))
+
+
+def load_bundle(plan_uri: str) -> Bundle:
+    """Open what selection wrote and check that plan, certificate and models belong together.
+
+    Cheap: the models' manifests are read, not their files. `Bundle.directory` hashes those, before they are loaded.
+
+    Args:
+        plan_uri: the select artifact, local path or URI.
+
+    Raises:
+        ArtifactError: the artifact or a model is missing or damaged.
+        CertificateError: the certificate is not the plan's, or promises something else than the plan does.
+    """
+    artifact = open_artifact(plan_uri)
+    plan = _parse(artifact, PLAN_FILE, Plan)
+    certificate: Certificate | None = None
+    if CERTIFICATE_FILE in artifact.manifest.files:
+        certificate = _parse(artifact, CERTIFICATE_FILE, Certificate)
+    check_certificate(plan, certificate)
+    return Bundle(plan, certificate, [_open_model(stage.model) for stage in plan.stages])
+
+
+def open_artifact(uri: str) -> Artifact:
+    """The artifact at a local path or URI.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    root, _, name = uri.rstrip("/").rpartition("/")
+    return ArtifactStore(root or ".").get(name)
+
+
+def check_certificate(plan: Plan, certificate: Certificate | None) -> None:
+    """Refuse a plan that does not do what its certificate is about.
+
+    Raises:
+        CertificateError: names the field that differs.
+    """
+    if certificate is None:
+        if plan.certificate_id is not None:
+            raise CertificateError(
+                f"the plan names certificate {plan.certificate_id}, but there is no {CERTIFICATE_FILE}", hint=_AGAIN
+            )
+        if len(plan.stages) > 1:
+            raise CertificateError("a plan with two stages needs a certificate", field="certificate_id", hint=_AGAIN)
+        return
+    first = plan.stages[0]
+    pairs: dict[str, tuple[Any, Any]] = {
+        "certificate_id": (plan.certificate_id, certificate.id),
+        "validator": (plan.validator, certificate.validator),
+        "temperature": (first.temperature, certificate.temperature),
+        "threshold": (first.threshold, certificate.threshold),
+        "first.name": (first.model.name, certificate.first.name),
+        "first.digest": (first.model.digest, certificate.first.digest),
+    }
+    if len(plan.stages) > 1:
+        pairs["full.name"] = (plan.stages[-1].model.name, certificate.full.name)
+        pairs["full.digest"] = (plan.stages[-1].model.digest, certificate.full.digest)
+    for field, (planned, certified) in pairs.items():
+        if planned != certified:
+            raise CertificateError(
+                "the plan differs from its certificate", field=field, value=planned, valid=[certified], hint=_AGAIN
+            )
+
+
+_AGAIN = "Run `lspm select` again; plans and certificates are not to be edited by hand"
+
+
+def _parse(artifact: Artifact, name: str, cls: type[Any]) -> Any:
+    try:
+        return cls.parse(artifact.read_json(name))
+    except (ValueError, ConfigError) as error:
+        raise ArtifactError(f"not a valid {name}: {error}", field=artifact.path(name)) from None
+
+
+def _open_model(reference: ModelRef) -> Artifact:
+    artifact = open_artifact(reference.uri)
+    if artifact.digest != reference.digest:
+        raise ArtifactError(
+            f"model {reference.name} is not the one the plan was made for: expected digest {reference.digest}, "
+            f"found {artifact.digest}",
+            field=reference.uri,
+            hint=_AGAIN,
+        )
+    return artifact

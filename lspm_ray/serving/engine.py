@@ -1,0 +1,141 @@
+"""The router's engine: the cascade over local models and remote ones, with the batching in between. No Ray here."""
+
+import asyncio
+import copy
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from lspm_ray.inference.predictor import Predictor
+from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.serving.batching import Batcher
+from lspm_ray.serving.cascade import Cascade, CascadeAnswer, Logits, Rules, Stage, Verdicts
+from lspm_ray.serving.config import Limits
+from lspm_ray.serving.metrics import Metrics
+from lspm_ray.tasks import Encoded, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LONG_CHARACTERS = 20_000
+"""Requests longer than this are tokenised apart from the others: 10 ms and more of work for a single core."""
+
+NotReady = Callable[[], Awaitable[str | None]]
+
+
+class LocalStage:
+    """A model in this process, computing in a thread of its own so that the event loop stays free.
+
+    Args:
+        predictor: the model.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._since: float | None = None
+
+    async def __call__(self, inputs: Sequence[Encoded]) -> Logits:
+        """Logits [rows, labels]."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, inputs)
+
+    def _predict(self, inputs: Sequence[Encoded]) -> Logits:
+        self._since = time.monotonic()
+        try:
+            return self._predictor.predict(inputs)
+        finally:
+            self._since = None
+
+    def busy_s(self) -> float:
+        """How long the call in progress has been running; 0 when there is none."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+class Encoder:
+    """Tokenises in threads: one for everyday requests, one for long ones, so that these do not hold up the others.
+
+    Args:
+        task: says how.
+        tokenizer: not safe to share between threads, so the second thread gets a copy.
+    """
+
+    def __init__(self, task: Task, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._task = task
+        self._lanes = [
+            (ThreadPoolExecutor(1, thread_name_prefix=name), own)
+            for name, own in (("tokenize", tokenizer), ("tokenize-long", copy.deepcopy(tokenizer)))
+        ]
+
+    async def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+        """Token ids of each text."""
+        thread, tokenizer = self._lanes[is_long(texts)]
+        return await asyncio.get_running_loop().run_in_executor(thread, self._task.encode, texts, tokenizer)
+
+
+def is_long(texts: Sequence[str]) -> bool:
+    """The request goes the way of long ones."""
+    return sum(map(len, texts)) > LONG_CHARACTERS
+
+
+class Engine:
+    """Answers requests: the router's `Core`.
+
+    Requests that arrive together share one pass of the first variant, and what these escalate shares one call of the
+    full model; each request is answered as soon as its own texts are.
+
+    Args:
+        plan: what to serve.
+        certificate: what `/v1/plan` shows.
+        encode: tokenises.
+        stages: one function per stage of the plan.
+        limits: what a request may ask for.
+        metrics: counts.
+        max_batch_size: rows of one call.
+        max_waiting_batches: batches that may wait for a stage; beyond, requests are refused.
+        calls: calls of a remote stage at the same time.
+        first_is_local: the first stage computes in this process, one call at a time.
+        first_timeout_s: after this the first variant counts as silent.
+        not_ready: asks the remote stages.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        certificate: Certificate | None,
+        encode: Encoder,
+        stages: Sequence[Stage],
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        max_batch_size: int,
+        max_waiting_batches: int,
+        calls: int = 1,
+        first_is_local: bool = True,
+        first_timeout_s: float | None = None,
+        not_ready: NotReady | None = None,
+    ) -> None:
+        self.plan = plan
+        self.certificate = certificate
+        self.limits = limits
+        self.metrics = metrics
+        self._not_ready = not_ready
+        waiting = max_waiting_batches * max_batch_size
+        last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, waiting)
+        self._cascade = Cascade(Rules.of(plan), encode, [*stages[:-1], last.submit], first_timeout_s)
+        self._first: Batcher[str, Verdicts] = Batcher(
+            self._cascade.judge, max_batch_size, 1 if first_is_local else calls, waiting
+        )
+
+    async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
+        """See `Core.answer`."""
+        if is_long(texts):
+            verdicts = await self._cascade.judge(texts)
+        else:
+            verdicts = await self._first.submit(texts)
+        return await self._cascade.finish(verdicts)
+
+    async def not_ready(self) -> str | None:
+        """See `Core.not_ready`."""
+        return None if self._not_ready is None else await self._not_ready()

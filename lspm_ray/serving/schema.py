@@ -1,0 +1,200 @@
+"""What goes over the wire: requests, answers, errors."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
+
+from lspm_ray.serving.config import Limits
+
+
+class ApiError(Exception):
+    """An error that leaves the endpoint as JSON.
+
+    Args:
+        status: HTTP status.
+        code: short name that a program can branch on.
+        message: what is wrong, in one sentence.
+        hint: what to change.
+        field: which part of the request is at fault.
+        retry_after_s: value of the Retry-After header.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        field: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.hint = hint
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> "ErrorBody":
+        """The JSON body."""
+        return ErrorBody(error=ErrorDetail(code=self.code, message=str(self), hint=self.hint, field=self.field))
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ErrorDetail(_Wire):
+    """What is wrong and what to do."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    field: str | None = None
+
+
+class ErrorBody(_Wire):
+    """The body of every response that is not a success."""
+
+    error: ErrorDetail
+
+
+class PredictRequest(BaseModel):
+    """Either `text` or `texts`.
+
+    `text` is one text (a list is taken as `texts`); `texts` is a list of them. `parse_request` reads this form.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"text": "I love this dress"}]}
+    )
+
+    text: str | list[str] | None = None
+    texts: list[str] | None = None
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ServedAnswer(_Wire):
+    """The answer to one text, and where it comes from."""
+
+    label: str
+    probability: Probability
+    variant: str
+    """Name of the model that answered."""
+    escalated: bool
+    """The first variant's answer was not accepted and the full model was asked."""
+    validator_score: float | None
+    """Of the first variant's answer; None where there was none that could be scored."""
+    reason: str | None = None
+    """Why it was escalated: low_score, invalid_output, error or timeout."""
+    certificate_id: str | None
+    request_id: str
+
+
+class PredictResponse(_Wire):
+    """Answers in the order of the texts."""
+
+    answers: list[ServedAnswer]
+    request_id: str
+    certificate_id: str | None
+
+
+class ModelInfo(_Wire):
+    """One model of the plan."""
+
+    name: str
+    role: str
+    """`first`: answers first; `full`: answers what the first may not; `only`: serves alone."""
+    digest: str
+    temperature: float
+    threshold: float | None
+    batch_1_latency_ms: float
+    cost: float
+
+
+class ModelsResponse(_Wire):
+    """The models behind the endpoint."""
+
+    labels: list[str]
+    models: list[ModelInfo]
+
+
+class HealthResponse(_Wire):
+    """State of the endpoint."""
+
+    status: str
+
+
+def parse_request(body: bytes, limits: Limits) -> list[str]:
+    """The texts of a request.
+
+    Checked by hand and not with `PredictRequest`: pydantic reports every error of a hostile body, which takes it
+    seconds and gigabytes, and here the first one is enough.
+
+    Raises:
+        ApiError: 400 for what is not JSON, 413 for too much, 422 for JSON of another form.
+    """
+    try:
+        raw = from_json(body)
+    except ValueError as error:
+        raise ApiError(400, "invalid_json", f"not valid JSON: {error}", hint=f"Send UTF-8. {_EXAMPLE}") from None
+    if not isinstance(raw, dict):
+        raise ApiError(422, "invalid_request", "the body must be a JSON object", hint=_EXAMPLE)
+    unknown = next((key for key in raw if key not in _WANTED), None)
+    if unknown is not None:
+        raise ApiError(422, "unknown_key", "unknown key", field=unknown[:100], hint=f"Valid: {', '.join(_WANTED)}")
+    given = [(key, value) for key, value in raw.items() if value is not None]
+    if len(given) != 1:
+        raise ApiError(422, "invalid_request", "give either `text` or `texts`", field="text", hint=_EXAMPLE)
+    field, value = given[0]
+    texts = [value] if field == "text" and isinstance(value, str) else value
+    if not isinstance(texts, list):
+        raise ApiError(422, "invalid_request", f"must be {_WANTED[field]}", field=field)
+    check_texts(texts, limits, field if texts is value else None)
+    return texts
+
+
+_EXAMPLE = 'For example {"text": "I love this dress"} or {"texts": ["one", "two"]}'
+_WANTED = {"text": "a string or a list of strings", "texts": "a list of strings"}
+
+
+def check_texts(texts: Sequence[Any], limits: Limits, field: str | None = "texts") -> None:
+    """Refuse empty, too many and too long texts, and what is not text.
+
+    Args:
+        texts: of one request.
+        limits: what is allowed.
+        field: name of the list in error messages; None where it was a single text.
+
+    Raises:
+        ApiError: names the text at fault.
+    """
+    if not texts:
+        raise ApiError(422, "no_texts", "there are no texts", field=field, hint="Send at least one")
+    if len(texts) > limits.max_texts:
+        raise ApiError(
+            413,
+            "too_many_texts",
+            f"{len(texts)} texts in one request; at most {limits.max_texts} are allowed (limits.max_texts)",
+            field=field,
+            hint="Send several requests, or use `lspm predict --offline` for whole data sets",
+        )
+    for index, text in enumerate(texts):
+        where = "text" if field is None else f"{field}[{index}]"
+        if not isinstance(text, str):
+            raise ApiError(422, "invalid_request", "must be a string", field=where)
+        if len(text) > limits.max_characters:
+            raise ApiError(
+                413,
+                "text_too_long",
+                f"{len(text)} characters; at most {limits.max_characters} are allowed (limits.max_characters)",
+                field=where,
+                hint="Shorten the text: the model reads its beginning only",
+            )
+        if not text.strip():
+            raise ApiError(422, "empty_text", "the text is empty", field=where, hint="Leave empty texts out")

@@ -1,0 +1,61 @@
+"""The decision in a terminal: the table of variants, what is served, and why the others are not."""
+
+from __future__ import annotations
+
+from lspm_ray.console import table
+from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.pipeline import Pipeline
+from lspm_ray.profiling.profile import read_profile
+from lspm_ray.profiling.table import VariantProfile
+from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.selection.select import read_plan
+
+
+def print_decision(pipeline: Pipeline) -> None:
+    """Print what was measured and decided."""
+    profile = read_profile(pipeline.profile)
+    columns = ["variant", "accuracy % (95 %)", "balanced %", "p50 ms", "rows/s", "cost", "MB", "note"]
+    table("variants, quality on test", columns, [_row(v) for v in profile.variants])
+    print(f"{profile.baseline_verdict}.")
+    plan, certificate = read_plan(pipeline.select)
+    print(describe(plan, certificate))
+    for name, reason in plan.reasons.items():
+        print(f"  not {name}: {reason}")
+
+
+def describe(plan: Plan, certificate: Certificate | None) -> str:
+    """The plan in a sentence or two."""
+    expected = plan.expected
+    if certificate is None:
+        return f"served: the full model alone (accuracy on test {100 * expected['test_accuracy']:.2f} %)."
+    first = certificate.first.name
+    how = (
+        f"{first} alone"
+        if certificate.threshold is None
+        else f"{first} answers first; {100 * expected['escalation_rate']:.1f} % are escalated to full"
+    )
+    return (
+        f"served: {how}. Cost {expected['cost']:.3f} of full; accuracy on test {100 * expected['test_accuracy']:.2f} % "
+        f"(full {100 * expected['test_full_accuracy']:.2f} %).\n"
+        f"certificate {certificate.id}: {certificate.risk} <= {certificate.alpha:.2%} at confidence "
+        f"{1 - certificate.delta:.0%}; {certificate.losses} losses in {certificate.calibration_rows} calibration rows."
+    )
+
+
+def _row(v: VariantProfile) -> list[str]:
+    speed = v.speed
+    note = f"dominated by {v.dominated_by}" if v.dominated_by else "" if v.servable else "baseline"
+    return [
+        v.name,
+        _percent(v.test.accuracy),
+        f"{100 * v.test.balanced_accuracy.value:.2f}",
+        f"{speed.p50_ms:.2f}" if speed else "",
+        f"{speed.best_rows_per_s:.0f}" if speed else "",
+        f"{v.cost:.4f}",
+        f"{speed.size_mb:.1f}" if speed else "",
+        note,
+    ]
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.2f} ({100 * estimate.low:.1f}-{100 * estimate.high:.1f})"

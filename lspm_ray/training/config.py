@@ -1,0 +1,70 @@
+"""Settings of one training run."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lspm_ray.config import Config
+
+
+class TrainConfig(Config):
+    """How a model is trained.
+
+    Attributes:
+        epochs: passes over the training rows, at most.
+        batch_size: rows per worker and forward pass.
+        gradient_accumulation: forward passes per optimiser step.
+        learning_rate: peak, after warm-up.
+        warmup_fraction: share of all steps over which the rate rises linearly from 0.
+        schedule: how the rate falls afterwards.
+        max_grad_norm: gradients are scaled down to this norm.
+        precision: `auto` is bf16 on GPUs and on CPUs with bf16 instructions, else fp32.
+        metric: on validation, decides the best epoch and early stopping.
+        patience: epochs without a better metric before training stops.
+        checkpoint_every_steps: optimiser steps between checkpoints inside an epoch; one is also made after each.
+        seed: of the fresh classification head, of the order of rows and of dropout.
+    """
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "balanced_accuracy"
+    patience: int = Field(2, ge=1)
+    checkpoint_every_steps: int = Field(100, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class WorkersConfig(Config):
+    """The workers of a data-parallel run.
+
+    Attributes:
+        num_workers: processes that share each batch; None for one per GPU, or one on machines without.
+        use_gpu: None for GPUs if the cluster has any.
+        cpus_per_worker: reserved for each; None for an equal share of the cluster, less what data loading needs.
+        threads: torch threads per worker without a GPU; None for an equal share of the node's CPUs.
+        max_failures: worker failures after which the run is given up; each resumes from the last checkpoint.
+    """
+
+    num_workers: int | None = Field(None, ge=1)
+    use_gpu: bool | None = None
+    cpus_per_worker: float | None = Field(None, gt=0)
+    threads: int | None = Field(None, ge=1)
+    max_failures: int = Field(2, ge=0)
+
+
+class DistillConfig(Config):
+    """Learning from another model's outputs (Hinton et al. 2015).
+
+    Attributes:
+        temperature: softens both distributions.
+        weight: share of the teacher term in the loss; the rest is the task's own loss on the labels.
+    """
+
+    temperature: float = Field(2.0, gt=0)
+    weight: float = Field(0.7, ge=0, le=1)

@@ -1,0 +1,73 @@
+"""Stage `finetune`: the pretrained model becomes the full model of the task."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.corpus.shards import class_counts, labels, split_files
+from lspm_ray.models.card import write_card
+from lspm_ray.models.directory import Variant, load_tokenizer, write_variant
+from lspm_ray.progress import Report
+from lspm_ray.tasks import Task
+from lspm_ray.training.config import TrainConfig, WorkersConfig
+from lspm_ray.training.loop import TrainJob
+from lspm_ray.training.trainer import fit
+
+STAGE = "finetune"
+
+
+class FinetuneConfig(TrainConfig):
+    """Training of the full model."""
+
+    workers: WorkersConfig = WorkersConfig()
+
+
+def finetune(
+    config: FinetuneConfig, task: Task, base: Artifact, data: Artifact, store: ArtifactStore, report: Report
+) -> Artifact:
+    """Fine-tune `base` on the training split of `data`; the epoch that is best on validation is kept.
+
+    Returns:
+        A model directory with `history.json` and a model card, which plain transformers load.
+
+    Raises:
+        ResourceError: the cluster cannot hold the workers.
+    """
+    settings = config.model_dump(mode="json")
+    # Where the work runs changes nothing but rounding: the same model is wanted on every cluster.
+    settings.pop("workers")
+    what = {"train": settings, "task": task.spec()}
+    parents = {"base": base.digest, "data": data.digest}
+    key = store.key(STAGE, what, parents)
+
+    def build(draft: Draft) -> None:
+        job = TrainJob(
+            model_uri=base.uri,
+            labels=labels(data),
+            task=task.spec(),
+            train_files=split_files(data, "train"),
+            validation_files=split_files(data, "validation"),
+            train_rows=sum(class_counts(data, "train")),
+            class_counts=class_counts(data, "train"),
+            config=TrainConfig.parse(settings),
+            work_uri=store.work_uri(STAGE, key),
+        )
+        best, history = fit(job, config.workers, report)
+        _export(best.local(), base.local(), draft.path)
+        (draft.path / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+        chosen = max(history, key=lambda h: -h["loss"] if config.metric == "loss" else h[config.metric])
+        draft.summary = {"epochs": len(history), "best": chosen}
+        write_card(draft.path, base=base.manifest.config.get("name", ""), task=task.name, metrics=chosen)
+
+    return store.make(STAGE, what, parents, build)
+
+
+def _export(best: Path, base: Path, target: Path) -> None:
+    for file in best.iterdir():
+        if file.name != "manifest.json":
+            shutil.copyfile(file, target / file.name)
+    load_tokenizer(base).save_pretrained(target)
+    write_variant(target, Variant())

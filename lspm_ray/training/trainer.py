@@ -1,0 +1,264 @@
+"""Run a training job on Ray Train, data-parallel; or in this process, when it is a worker of Ray already."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lspm_ray.artifact import Artifact, cpu_count, filesystem, join
+from lspm_ray.cluster import DATA_TASK_CPUS, preflight, totals
+from lspm_ray.config import Config
+from lspm_ray.errors import ResourceError, UserError
+from lspm_ray.progress import Report, channel
+from lspm_ray.training.batches import TEACHER_COLUMN, TRAIN_COLUMNS
+from lspm_ray.training.checkpoint import CheckpointStore
+from lspm_ray.training.config import WorkersConfig
+from lspm_ray.training.loop import TrainJob, Worker, train
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_DATA_CPUS = 2 * DATA_TASK_CPUS
+"""Left free of training workers for the tasks that read their data."""
+
+
+class Scaling(Config):
+    """Workers of a run with every default resolved against a cluster."""
+
+    num_workers: int
+    use_gpu: bool
+    cpus_per_worker: float
+    threads: int
+    max_failures: int
+
+
+def resolve(workers: WorkersConfig, have: dict[str, float], field: str = "finetune.workers") -> Scaling:
+    """Fill in the defaults and check that the cluster can hold the workers.
+
+    Args:
+        workers: as configured.
+        have: CPUs and GPUs of the cluster.
+        field: where the setting stands in the user's file, for the message.
+
+    Raises:
+        ResourceError: the cluster can never run it.
+    """
+    gpus = int(have.get("GPU", 0))
+    use_gpu = gpus > 0 if workers.use_gpu is None else workers.use_gpu
+    number = workers.num_workers or (max(1, gpus) if use_gpu else 1)
+    share = max(0.25, (have.get("CPU", 1.0) - _DATA_CPUS) / number)
+    if use_gpu:
+        share = min(share, 4.0)
+    cpus = workers.cpus_per_worker or np.floor(share * 4) / 4
+    need = {"CPU": number * cpus + _DATA_CPUS} | ({"GPU": float(number)} if use_gpu else {})
+    preflight(f"training with {number} worker(s) of {cpus:g} CPU", need, have, setting=f"{field}.num_workers")
+    threads = workers.threads or max(1, cpu_count() // number if not use_gpu else 1)
+    return Scaling(
+        num_workers=number, use_gpu=use_gpu, cpus_per_worker=cpus, threads=threads, max_failures=workers.max_failures
+    )
+
+
+def fit(job: TrainJob, workers: WorkersConfig, report: Report) -> tuple[Artifact, list[dict[str, float]]]:
+    """Train on the cluster; resumes from `job.work_uri` if it holds checkpoints.
+
+    Returns:
+        The best model (a model directory without tokenizer) and the metrics of each epoch.
+
+    Raises:
+        ResourceError: the cluster cannot hold the workers, or did not start them in time.
+        UserError: what the workers raised about the job's inputs.
+    """
+    import ray.data
+    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    scaling = resolve(workers, totals())
+    columns = _columns(job)
+    data = ray.data.read_parquet(
+        job.train_files, columns=columns, override_num_blocks=len(job.train_files), num_cpus=DATA_TASK_CPUS
+    )
+    with channel(report) as remote:
+        trainer = TorchTrainer(
+            _worker_loop,
+            train_loop_config={"job": job.model_dump(mode="json"), "threads": scaling.threads, "report": remote},
+            scaling_config=ScalingConfig(
+                num_workers=scaling.num_workers,
+                use_gpu=scaling.use_gpu,
+                resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+            ),
+            run_config=RunConfig(
+                # Ray's own checkpoints are a plain copy without digests; ours are in job.work_uri. A fresh name each
+                # time keeps a torn Ray snapshot of a killed run from blocking this one.
+                name=uuid.uuid4().hex[:8],
+                storage_path=_storage(job.work_uri),
+                failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=0),
+            ),
+            datasets={"train": data},
+            dataset_config=DataConfig(
+                datasets_to_split=["train"], execution_options=ray.data.ExecutionOptions(preserve_order=True)
+            ),
+        )
+        _run(trainer)
+    return result(job)
+
+
+def fit_here(job: TrainJob, threads: int, report: Report) -> tuple[Artifact, list[dict[str, float]]]:
+    """Train in this process, on one device: for a job that runs inside a Ray task. Resumes like `fit`."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    worker = Worker(
+        rank=0,
+        world_size=1,
+        device=device,
+        train_chunks=lambda rows: file_chunks(job.train_files, _columns(job), rows),
+        validation_chunks=lambda rows: file_chunks(job.validation_files, TRAIN_COLUMNS, rows),
+        prepare=lambda model: model.to(device),  # type: ignore[arg-type]
+        gather=lambda array: array,
+        report=_Narrator(job, report),
+    )
+    _train_and_keep(job, worker, threads)
+    return result(job)
+
+
+def result(job: TrainJob) -> tuple[Artifact, list[dict[str, float]]]:
+    """The best model and the history that a finished run left in its work directory."""
+    store = CheckpointStore(job.work_uri)
+    last = store.latest()
+    return store.best(), list(last.state["history"]) if last else []
+
+
+def file_chunks(files: list[str], columns: list[str], rows: int) -> Iterator[pa.Table]:
+    """Stream Parquet files in order as tables of exactly `rows` rows (the last may be shorter)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pending: list[pa.RecordBatch] = []
+    count = 0
+    for uri in files:
+        fs, path = filesystem(uri)
+        with fs.open_input_file(path) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(batch_size=rows, columns=columns):
+                pending.append(batch)
+                count += batch.num_rows
+                while count >= rows:
+                    table = pa.Table.from_batches(pending)
+                    yield table.slice(0, rows).combine_chunks()
+                    rest = table.slice(rows)
+                    pending, count = rest.to_batches(), rest.num_rows
+    if count:
+        yield pa.Table.from_batches(pending).combine_chunks()
+
+
+def _columns(job: TrainJob) -> list[str]:
+    return [*TRAIN_COLUMNS, TEACHER_COLUMN] if job.distill else TRAIN_COLUMNS
+
+
+def _storage(work_uri: str) -> str:
+    _, path = filesystem(work_uri)
+    return join(path if "://" not in work_uri else work_uri, "ray")
+
+
+def _run(trainer: Any) -> None:
+    from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        for cause in error.worker_failures.values():
+            _raise_user_error(cause)
+        raise
+    except ControllerError as error:
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            raise ResourceError(
+                f"the cluster did not start the training workers in time: {error}", field="finetune.workers"
+            ) from None
+        raise
+    except TrainingFailedError as error:
+        _raise_user_error(error)
+        raise
+
+
+def _raise_user_error(error: BaseException | None) -> None:
+    while error is not None:
+        if isinstance(error, UserError):
+            raise error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+def _worker_loop(arguments: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
+    job = TrainJob.parse(arguments["job"])
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    world = context.get_world_size()
+    shard = ray.train.get_dataset_shard("train")
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=world,
+        device=device,
+        train_chunks=lambda rows: _tables(shard.iter_batches(batch_size=rows, batch_format="pyarrow")),
+        validation_chunks=lambda rows: file_chunks(job.validation_files, TRAIN_COLUMNS, rows),
+        prepare=ray.train.torch.prepare_model,
+        gather=_all_gather if world > 1 else lambda array: array,
+        report=_Narrator(job, arguments["report"]),
+    )
+    _train_and_keep(job, worker, arguments["threads"])
+
+
+def _tables(stream: Any) -> Iterator[pa.Table]:
+    for table in stream:
+        yield table.combine_chunks()
+
+
+def _train_and_keep(job: TrainJob, worker: Worker, threads: int) -> None:
+    import torch
+
+    if worker.device.type == "cpu":
+        torch.set_num_threads(threads)
+    train(job, worker)
+
+
+def _all_gather(array: NDArray[Any]) -> NDArray[Any]:
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, array)
+    return np.concatenate(parts)
+
+
+class _Narrator:
+    """Turns the loop's numbers into one line for people, with the time left."""
+
+    def __init__(self, job: TrainJob, report: Report) -> None:
+        self._job = job
+        self._report: Callable[[str], None] = report
+        self._start: tuple[float, int] | None = None
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        if "warning" in values:
+            self._report(f"! {values['warning']}")
+        elif "epoch_done" in values:
+            name = self._job.config.metric
+            self._report(
+                f"epoch {values['epoch']}/{self._job.config.epochs} done: train loss {values['train_loss']:.4f}, "
+                f"validation {name} {values[name]:.4f}"
+            )
+        else:
+            step, steps = values["step"], values["steps"]
+            self._report(f"step {step}/{steps}, loss {values['loss']:.4f}{self._left(step, steps)}")
+
+    def _left(self, step: int, steps: int) -> str:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, step)
+            return ""
+        seconds = (now - self._start[0]) / max(1, step - self._start[1]) * (steps - step)
+        return f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
