@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
     Raises:
         ResourceError: no cluster answers at the address.
     """
-    prepare_environment()
+    prepare_environment(config)
     import ray
 
     if ray.is_initialized():
@@ -82,7 +83,6 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
     if address:
         options["address"] = address
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         # Unix socket paths are limited to 107 bytes: a short directory of our own, removed again.
         temporary = tempfile.mkdtemp(prefix="lspm-")
         options |= {
@@ -93,11 +93,8 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
             "_temp_dir": temporary,
         }
     try:
-        ray.init(**options)
-    except (ConnectionError, OSError, ValueError) as error:
-        raise ResourceError(f"cannot connect: {error}", field="cluster.address", value=address) from None
-    configure_data()
-    try:
+        _init(options)
+        configure_data()
         yield
     finally:
         if log_file is not None and temporary is not None:
@@ -107,8 +104,35 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def prepare_environment() -> None:
-    """Set the variables that Ray reads when its processes start; what the user has set wins."""
+def _init(options: dict[str, Any]) -> None:
+    import ray
+
+    address = options.get("address")
+    try:
+        ray.init(**options)
+    except (ConnectionError, OSError, ValueError) as error:
+        raise ResourceError(f"cannot connect: {error}", field="cluster.address", value=address) from None
+    except RuntimeError as error:
+        # Ray has no finer class for "its own processes did not come up".
+        raise ResourceError(f"a local Ray cluster did not start: {error}", field="cluster") from None
+
+
+def _require_token() -> None:
+    """Make the cluster ask every client for a token; one that lives as long as this process unless the user has one."""
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+        return
+    own = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not own and not (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def prepare_environment(config: ClusterConfig) -> None:
+    """Set the variables that Ray reads when it is imported and when it starts processes; what the user has set wins.
+
+    Call it before anything imports ray: Ray reads the authentication mode once, on import.
+    """
+    if not (config.address or os.environ.get("RAY_ADDRESS")):
+        _require_token()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     wrapper = Path(__file__).parent / "serving" / "haproxy_loopback.sh"

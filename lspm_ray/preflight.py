@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lspm_ray.artifact import cpu_count, filesystem
-from lspm_ray.corpus.prepare import check_columns
+from lspm_ray.corpus.check import check_columns
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.directory import load_tokenizer
 from lspm_ray.models.source import locate

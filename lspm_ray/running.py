@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore
-from lspm_ray.cluster import connect
+from lspm_ray.cluster import connect, prepare_environment
 from lspm_ray.config import load
 from lspm_ray.console import StageView, table
 from lspm_ray.pipeline import STAGES, NotMadeError, Pipeline, ReadOnlyStore
@@ -19,12 +19,14 @@ _NEXT = {"run": "serve", "prepare": "finetune", "finetune": "compress", "compres
 
 
 def settings_from(config: Path, overrides: Sequence[str]) -> Settings:
-    """Read and validate the configuration file.
+    """Read and validate the configuration file, and set up the environment that Ray will find.
 
     Raises:
         ConfigError: lists every problem.
     """
-    return load(Settings, config, overrides)
+    settings = load(Settings, config, overrides)
+    prepare_environment(settings.cluster)
+    return settings
 
 
 def run(config: Path, overrides: Sequence[str], stage: str, *, dry_run: bool = False, quiet: bool = False) -> Pipeline:

@@ -38,9 +38,10 @@ _WORD = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
     "|[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
 )
-_GENERATOR = np.random.Generator(np.random.PCG64(0x6C73706D))
-_FACTORS = _GENERATOR.integers(0, 2**64, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
-_OFFSETS = _GENERATOR.integers(0, 2**64, PERMUTATIONS, dtype=np.uint64)
+# From a hash, because numpy does not promise that its random generators stay the same.
+_NUMBERS = np.frombuffer(hashlib.shake_256(b"lspm minhash").digest(16 * PERMUTATIONS), dtype="<u8").astype(np.uint64)
+_FACTORS = _NUMBERS[:PERMUTATIONS] | np.uint64(1)
+_OFFSETS = _NUMBERS[PERMUTATIONS:]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lspm_ray import errors
 from lspm_ray.artifact import Artifact, ArtifactStore, join
+from lspm_ray.cluster import totals
 from lspm_ray.config import digest_of
 from lspm_ray.corpus.build import Build, Execute, Item, Progress, Step
 from lspm_ray.corpus.check import check_columns
@@ -102,20 +103,27 @@ def run_on_ray(step: Step, items: Sequence[Item]) -> Iterator[tuple[int, dict[st
     """
     import ray.data
     from ray.data.context import DataContext
+    from ray.data.exceptions import ExecutionTimeoutError
 
-    cpus = _cpus_per_task(float(ray.cluster_resources().get("CPU", 0)))
+    cpus = _cpus_per_task(totals()["CPU"])
     context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False  # results carry their index
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     rows = [{"index": index, "item": json.dumps(item)} for index, item in enumerate(items)]
     with DataContext.current(context):
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Guarded(step), num_cpus=cpus)
-        for row in results.iter_rows():
-            outcome = json.loads(row["outcome"])
-            if "error" in outcome:
-                raise _rebuild(outcome["error"])
-            yield row["index"], outcome["result"]
+        try:
+            for row in results.iter_rows():
+                outcome = json.loads(row["outcome"])
+                if "error" in outcome:
+                    raise _rebuild(outcome["error"])
+                yield row["index"], outcome["result"]
+        except ExecutionTimeoutError:
+            raise ResourceError(
+                f"no part of the data was finished within {_NO_PROGRESS_S:.0f} s",
+                field="cluster",
+                hint=f"Each task needs {cpus:g} CPU: is something else holding them? Or split very large files",
+            ) from None
 
 
 def _cpus_per_task(cpus: float) -> float:

@@ -62,6 +62,7 @@ def load_model(directory: Path, labels: list[str] | None = None, **options: Any)
         ModelError: the weights do not fit the architecture, or it has no classification head.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     register()
@@ -83,7 +84,7 @@ def load_model(directory: Path, labels: list[str] | None = None, **options: Any)
                 **options,
             )
             return model
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"the model does not load: {first}", field="model.name", value=str(directory)) from None
 

@@ -52,13 +52,8 @@ class PrunedForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: PrunedConfig) -> None:
         super().__init__(config)
-        base = dict(config.base)
-        base_config = AutoConfig.for_model(
-            base.pop("model_type"),
-            **base,
-            id2label=config.id2label,
-            label2id=config.label2id,
-        )
+        base = config.base | {"id2label": config.id2label, "label2id": config.label2id}
+        base_config = AutoConfig.for_model(base.pop("model_type"), **base)
         base_config._attn_implementation = config._attn_implementation
         self.inner = AutoModelForSequenceClassification.from_config(base_config)
         for layer, heads, neurons in zip(encoder_layers(self.inner), config.heads, config.neurons, strict=True):

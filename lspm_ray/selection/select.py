@@ -113,7 +113,7 @@ def select(
         if decision.certified is not None:
             _write(draft, CURVE_FILE, decision.certified.model_dump(mode="json"))
         if certificate is not None:
-            _write(draft, CERTIFICATE_FILE, certificate.model_dump(mode="json") | {"id": certificate.id})
+            _write(draft, CERTIFICATE_FILE, certificate.model_dump(mode="json"))
         draft.summary = {"plan": [s.model.name for s in plan.stages], "expected": plan.expected}
         draft.summary["reasons"] = plan.reasons
 
@@ -124,16 +124,14 @@ def read_plan(artifact: Artifact) -> tuple[Plan, Certificate | None]:
     """The plan and its certificate (None when the full model serves alone).
 
     Raises:
-        CertificateError: the certificate's id is not that of its content.
+        CertificateError: the certificate is not the one that the plan names.
     """
     plan = Plan.parse(artifact.read_json(PLAN_FILE))
     if CERTIFICATE_FILE not in artifact.manifest.files:
         return plan, None
-    raw = artifact.read_json(CERTIFICATE_FILE)
-    stated = raw.pop("id", None)
-    certificate = Certificate.parse(raw)
-    if stated != certificate.id:
-        raise CertificateError("the id is not that of the content", field=CERTIFICATE_FILE, value=stated)
+    certificate = Certificate.parse(artifact.read_json(CERTIFICATE_FILE))
+    if plan.certificate_id != certificate.id:
+        raise CertificateError("the plan names another certificate", field=PLAN_FILE, value=plan.certificate_id)
     return plan, certificate
 
 

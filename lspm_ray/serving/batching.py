@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from lspm_ray.serving.cascade import QueueFull
+
 T = TypeVar("T")
 
 
@@ -20,10 +22,6 @@ class Rows(Protocol):
 
 
 R = TypeVar("R", bound=Rows)
-
-
-class QueueFull(Exception):  # noqa: N818
-    """So many rows are waiting that another request would not be answered in time."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lspm_ray.corpus.clean import normalize
 from lspm_ray.evaluation.calibration import softmax
 from lspm_ray.selection.plan import Plan
 from lspm_ray.tasks import Encoded, Task
@@ -26,8 +27,37 @@ Reason = Literal["low_score", "invalid_output", "error", "timeout"]
 _log = logging.getLogger(__name__)
 
 
+class EmptyText(ValueError):  # noqa: N818
+    """Nothing is left of a text once invisible characters are gone.
+
+    Args:
+        index: which of the texts.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"text {index} is empty")
+        self.index = index
+
+
+class QueueFull(Exception):  # noqa: N818
+    """So much is waiting that another request would not be answered in time."""
+
+
 class StageDown(Exception):  # noqa: N818
     """The stage that has the last word gave no usable answer, so there is none."""
+
+
+def clean(texts: Sequence[str]) -> list[str]:
+    """The texts as the models were trained on them.
+
+    Raises:
+        EmptyText: a text has no visible character.
+    """
+    cleaned = [normalize(text) for text in texts]
+    for index, text in enumerate(cleaned):
+        if not text:
+            raise EmptyText(index)
+    return cleaned
 
 
 def accept(scores: NDArray[np.float64], threshold: float | None) -> NDArray[np.bool_]:
@@ -152,6 +182,9 @@ class Cascade:
     async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
         """An answer for each text, in order.
 
+        Args:
+            texts: as `clean` leaves them.
+
         Raises:
             StageDown: the stage with the last word gave no usable output for some text.
         """
@@ -161,6 +194,7 @@ class Cascade:
         """Ask the first stage. With a single stage its failure is final; with two it escalates.
 
         Raises:
+            QueueFull: too much is waiting for the first stage.
             StageDown: the only stage failed.
         """
         inputs = await self.encode(texts)
@@ -173,6 +207,8 @@ class Cascade:
         except TimeoutError:
             _log.warning("first variant: no answer within %s s, escalating %d texts", self.first_timeout_s, len(inputs))
             return self.rules.refuse(inputs, "timeout")
+        except QueueFull:
+            raise  # sending the surplus to the full model would take that down too
         except Exception:
             _log.exception("first variant failed, escalating %d texts", len(inputs))
             return self.rules.refuse(inputs, "error")

@@ -16,7 +16,7 @@ class ReplicaConfig(Config):
         cpus: reserved per replica. A reservation only decides what fits on a node; `threads` decides what is used.
         gpus: reserved per replica; above 0 a torch variant runs on the GPU.
         threads: CPU threads that the replica computes with.
-        target_ongoing_requests: batches waiting or running per replica that autoscaling aims at.
+        target_ongoing_requests: calls waiting or running per replica that autoscaling aims at.
     """
 
     min_replicas: int = Field(default=1, ge=1)
@@ -67,22 +67,24 @@ class ServeConfig(Config):
         limits: what a request may ask for.
         max_batch_size: texts that a replica computes together.
         batch_wait_ms: how long a variant's replica waits for more work before it computes.
-        max_queued_batches: batches waiting for a variant, per ingress replica; beyond, requests get 429.
+        max_queued_texts: texts waiting for a variant, per ingress replica; beyond, requests get 429.
         first_timeout_ms: after this long without an answer of the first variant the full model is asked.
         inline_latency_ms: a first variant at least this fast is loaded inside the ingress: a hop to another process
             would cost more than its answer.
+        hang_s: a model that computes one batch for longer than this has its replica replaced.
         graceful_shutdown_s: time a replica has to finish its requests when it is replaced.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=1, le=65535)
     name: str = Field(default="lspm", pattern=r"^[A-Za-z0-9_-]+$")
-    ingress: ReplicaConfig = ReplicaConfig()
+    ingress: ReplicaConfig = ReplicaConfig(target_ongoing_requests=64.0)
     variant: ReplicaConfig = ReplicaConfig(max_replicas=2, cpus=0.5)
     limits: Limits = Limits()
     max_batch_size: int = Field(default=64, ge=1)
     batch_wait_ms: float = Field(default=1.0, ge=0)
-    max_queued_batches: int = Field(default=64, ge=1)
+    max_queued_texts: int = Field(default=512, ge=1)
     first_timeout_ms: float = Field(default=2000.0, gt=0)
     inline_latency_ms: float = Field(default=2.0, ge=0)
+    hang_s: float = Field(default=60.0, gt=0)
     graceful_shutdown_s: float = Field(default=10.0, gt=0)

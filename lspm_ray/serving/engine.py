@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from lspm_ray.inference.predictor import Predictor
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.serving.batching import Batcher
-from lspm_ray.serving.cascade import Cascade, CascadeAnswer, Logits, Rules, Stage, Verdicts
+from lspm_ray.serving.cascade import Cascade, CascadeAnswer, Logits, Rules, Stage, Verdicts, clean
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.tasks import Encoded, Task
@@ -18,26 +19,34 @@ from lspm_ray.tasks import Encoded, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+INLINE_CHARACTERS = 5_000
+"""Tokenised on the event loop: about 1 ms; passing them to a thread and back would cost as much."""
+INLINE_MS = 2.0
+"""Inference expected to take no longer runs on the event loop, for the same reason."""
 LONG_CHARACTERS = 20_000
-"""Requests longer than this are tokenised apart from the others: 10 ms and more of work for a single core."""
+"""Requests longer than this do not share a batch with others, who would have to wait for them."""
 
 NotReady = Callable[[], Awaitable[str | None]]
 
 
 class LocalStage:
-    """A model in this process, computing in a thread of its own so that the event loop stays free.
+    """A model in this process. What takes long is computed in a thread, so that the event loop stays free.
 
     Args:
         predictor: the model.
+        row_ms: upper estimate of the time per row; what takes about 1 ms or less does not need the thread.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, row_ms: float = math.inf) -> None:
         self._predictor = predictor
+        self._row_ms = row_ms
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._since: float | None = None
 
     async def __call__(self, inputs: Sequence[Encoded]) -> Logits:
         """Logits [rows, labels]."""
+        if len(inputs) * self._row_ms <= INLINE_MS:
+            return self._predictor.predict(inputs)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, inputs)
 
     def _predict(self, inputs: Sequence[Encoded]) -> Logits:
@@ -54,29 +63,28 @@ class LocalStage:
 
 
 class Encoder:
-    """Tokenises in threads: one for everyday requests, one for long ones, so that these do not hold up the others.
+    """Tokenises: a little on the event loop, more in a thread.
 
     Args:
         task: says how.
-        tokenizer: not safe to share between threads, so the second thread gets a copy.
+        tokenizer: may not be shared between threads, so the thread gets a copy.
     """
 
     def __init__(self, task: Task, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._task = task
-        self._lanes = [
-            (ThreadPoolExecutor(1, thread_name_prefix=name), own)
-            for name, own in (("tokenize", tokenizer), ("tokenize-long", copy.deepcopy(tokenizer)))
-        ]
+        self._tokenizer = tokenizer
+        self._copy = copy.deepcopy(tokenizer)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
 
     async def __call__(self, texts: Sequence[str]) -> list[Encoded]:
         """Token ids of each text."""
-        thread, tokenizer = self._lanes[is_long(texts)]
-        return await asyncio.get_running_loop().run_in_executor(thread, self._task.encode, texts, tokenizer)
+        if _characters(texts) <= INLINE_CHARACTERS:
+            return self._task.encode(texts, self._tokenizer)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._task.encode, texts, self._copy)
 
 
-def is_long(texts: Sequence[str]) -> bool:
-    """The request goes the way of long ones."""
-    return sum(map(len, texts)) > LONG_CHARACTERS
+def _characters(texts: Sequence[str]) -> int:
+    return sum(map(len, texts))
 
 
 class Engine:
@@ -93,7 +101,7 @@ class Engine:
         limits: what a request may ask for.
         metrics: counts.
         max_batch_size: rows of one call.
-        max_waiting_batches: batches that may wait for a stage; beyond, requests are refused.
+        max_waiting: texts that may wait for a stage; beyond, requests are refused.
         calls: calls of a remote stage at the same time.
         first_is_local: the first stage computes in this process, one call at a time.
         first_timeout_s: after this the first variant counts as silent.
@@ -110,7 +118,7 @@ class Engine:
         limits: Limits,
         metrics: Metrics,
         max_batch_size: int,
-        max_waiting_batches: int,
+        max_waiting: int,
         calls: int = 1,
         first_is_local: bool = True,
         first_timeout_s: float | None = None,
@@ -121,19 +129,18 @@ class Engine:
         self.limits = limits
         self.metrics = metrics
         self._not_ready = not_ready
-        waiting = max_waiting_batches * max_batch_size
-        last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, waiting)
+        last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, max_waiting)
         self._cascade = Cascade(Rules.of(plan), encode, [*stages[:-1], last.submit], first_timeout_s)
         self._first: Batcher[str, Verdicts] = Batcher(
-            self._cascade.judge, max_batch_size, 1 if first_is_local else calls, waiting
+            self._cascade.judge, max_batch_size, 1 if first_is_local else calls, max_waiting
         )
 
     async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
         """See `Core.answer`."""
-        if is_long(texts):
-            verdicts = await self._cascade.judge(texts)
+        if _characters(texts) > LONG_CHARACTERS:
+            verdicts = await self._cascade.judge(await asyncio.to_thread(clean, texts))
         else:
-            verdicts = await self._first.submit(texts)
+            verdicts = await self._first.submit(clean(texts))
         return await self._cascade.finish(verdicts)
 
     async def not_ready(self) -> str | None:

@@ -17,8 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lspm_ray import __version__
 from lspm_ray.selection.plan import Certificate, Plan
-from lspm_ray.serving.batching import QueueFull
-from lspm_ray.serving.cascade import CascadeAnswer, StageDown
+from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, QueueFull, StageDown
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.serving.schema import (
@@ -30,6 +29,7 @@ from lspm_ray.serving.schema import (
     PredictRequest,
     PredictResponse,
     ServedAnswer,
+    empty_text,
     parse_request,
 )
 
@@ -51,6 +51,7 @@ class Core(Protocol):
         """An answer for each text.
 
         Raises:
+            EmptyText: a text has no visible character.
             QueueFull: too much is waiting.
             StageDown: the model with the last word cannot be reached.
         """
@@ -193,6 +194,8 @@ async def _answer(core: Core, texts: Sequence[str]) -> list[CascadeAnswer]:
     try:
         async with asyncio.timeout(limits.request_timeout_s):
             return await core.answer(texts)
+    except EmptyText as error:
+        raise empty_text("text" if len(texts) == 1 else f"texts[{error.index}]") from None
     except QueueFull as error:
         raise _overloaded(limits, str(error)) from None
     except StageDown as error:
@@ -306,7 +309,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         found = ApiError(404, "not_found", f"there is nothing at {request.url.path[:200]}", hint=f"Try {_ROUTES[-2]}")
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("allow", "")
+        allowed = ", ".join(value for key, value in (error.headers or {}).items() if key.lower() == "allow")
         found = ApiError(405, "method_not_allowed", f"{request.method} is not allowed here", hint=f"Allowed: {allowed}")
     else:
         found = ApiError(error.status_code, "http_error", str(error.detail))

@@ -197,4 +197,9 @@ def check_texts(texts: Sequence[Any], limits: Limits, field: str | None = "texts
                 hint="Shorten the text: the model reads its beginning only",
             )
         if not text.strip():
-            raise ApiError(422, "empty_text", "the text is empty", field=where, hint="Leave empty texts out")
+            raise empty_text(where)
+
+
+def empty_text(field: str) -> ApiError:
+    """The error for a text without a visible character."""
+    return ApiError(422, "empty_text", "the text is empty", field=field, hint="Leave empty texts out")

@@ -1,0 +1,219 @@
+"""Stage `report`: one page with everything the other stages found out, and the same as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.compression.recipe import FULL
+from lspm_ray.corpus.build import STATS_FILE
+from lspm_ray.evaluation.calibration import fit_temperature, softmax
+from lspm_ray.evaluation.metrics import Estimate, proportion, reliability_bins
+from lspm_ray.evaluation.outputs import read_outputs
+from lspm_ray.profiling.baselines import LINEAR, MAJORITY
+from lspm_ray.profiling.profile import read_profile
+from lspm_ray.profiling.table import ProfileTable, VariantProfile
+from lspm_ray.report.findings import (
+    Alternative,
+    Confusion,
+    DataSummary,
+    Findings,
+    Promise,
+    Reliability,
+    Source,
+    Training,
+)
+from lspm_ray.report.page import render
+from lspm_ray.selection.options import Option
+from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.selection.risk import Certified
+from lspm_ray.selection.select import CURVE_FILE, OPTIONS_FILE, read_plan
+
+STAGE = "report"
+PAGE_FILE = "report.html"
+DATA_FILE = "report.json"
+
+
+def build_report(
+    data: Artifact,
+    full: Artifact,
+    profile: Artifact,
+    outputs: Mapping[str, Artifact],
+    select: Artifact,
+    store: ArtifactStore,
+) -> Artifact:
+    """Write the report.
+
+    Args:
+        data: what `prepare` returned.
+        full: what `finetune` returned.
+        profile: the measured table.
+        outputs: per-example outputs of every model, by name.
+        select: plan, certificate, curve and options.
+        store: where the artifact goes.
+
+    Returns:
+        Artifact with `report.html` (self-contained, no JavaScript) and `report.json` (every number of the page).
+
+    Raises:
+        ArtifactError: a file of an input is missing or damaged.
+    """
+    named = {"data": data, "full": full, "profile": profile, "select": select}
+    named |= {f"outputs.{name}": artifact for name, artifact in outputs.items()}
+    parents = {role: artifact.digest for role, artifact in named.items()}
+
+    def build(draft: Draft) -> None:
+        findings = gather(data, full, profile, outputs, select)
+        (draft.path / DATA_FILE).write_text(findings.model_dump_json(indent=1), encoding="utf-8")
+        (draft.path / PAGE_FILE).write_text(render(findings), encoding="utf-8")
+        draft.summary = {"page": PAGE_FILE}
+
+    return store.make(STAGE, {}, parents, build)
+
+
+def gather(
+    data: Artifact, full: Artifact, profile: Artifact, outputs: Mapping[str, Artifact], select: Artifact
+) -> Findings:
+    """Read the artifacts and work out what the page shows. Arguments as in `build_report`."""
+    table = read_profile(profile)
+    plan, certificate = read_plan(select)
+    models = list(dict.fromkeys([FULL, *(stage.model.name for stage in plan.stages)]))
+    sources = {"data": data, "full model": full, "profile": profile}
+    sources |= {f"outputs of {name}": artifact for name, artifact in outputs.items()} | {"plan": select}
+    return Findings(
+        date=max(artifact.manifest.created_utc for artifact in sources.values()),
+        code_version=select.manifest.code_version,
+        task=plan.task,
+        promise=_promise(select),
+        plan=plan,
+        alternatives=alternatives(table, plan, certificate),
+        certificate=certificate,
+        certificate_id=plan.certificate_id,
+        curve=Certified.parse(select.read_json(CURVE_FILE)) if CURVE_FILE in select.manifest.files else None,
+        options={name: Option.parse(raw) for name, raw in select.read_json(OPTIONS_FILE).items()},
+        variants=[_without_details(v) for v in table.variants],
+        linear=table.linear,
+        baseline_verdict=table.baseline_verdict,
+        encode_ms=table.encode_ms,
+        rounds=table.rounds,
+        hardware=table.hardware,
+        reliability=[_reliability(name, outputs[name], plan) for name in models],
+        confusion={name: _matrix(table[name]) for name in models},
+        training=_training(full),
+        data=data_summary(data.read_json(STATS_FILE), data.manifest.config),
+        lineage=_lineage(sources, table.variants),
+    )
+
+
+def alternatives(table: ProfileTable, plan: Plan, certificate: Certificate | None) -> list[Alternative]:
+    """The plan beside what else could be done: full alone, the best single cheap model, the baselines.
+
+    The best single model is the compressed variant with the best accuracy on selection among those that cost no more
+    than the plan, or among all that cost less than full where the full model is the plan.
+    """
+    result = []
+    first = plan.stages[0].model.name
+    if len(plan.stages) == 2:
+        result.append(_planned(table, plan))
+    elif first != FULL:
+        result.append(_single("plan", table[first], certified=certificate is not None))
+    result.append(_single("plan" if not result else "full", table[FULL]))
+    limit = plan.expected["cost"] if first != FULL else 1.0
+    cheap = [v for v in table.variants if v.servable and v.name != FULL and v.cost <= limit]
+    best = max(cheap, key=lambda v: (v.selection.accuracy.value, -v.cost), default=None)
+    if best is not None and (len(plan.stages) == 2 or best.name != first):
+        result.append(_single("single", best))
+    names = {v.name for v in table.variants}
+    if LINEAR in names:
+        result.append(_single("linear", table[LINEAR]))
+    if MAJORITY in names:
+        result.append(_single("majority", table[MAJORITY]))
+    return result
+
+
+def data_summary(stats: Mapping[str, Any], config: Mapping[str, Any]) -> DataSummary:
+    """`stats.json` and the config of a prepared corpus, without what the page does not show."""
+    fields = {key: stats[key] for key in DataSummary.model_fields if key in stats}
+    return DataSummary.parse(fields | {"max_length": config.get("task", {}).get("max_length")})
+
+
+def _planned(table: ProfileTable, plan: Plan) -> Alternative:
+    n = table[FULL].test.n
+    accuracy = proportion(round(plan.expected["test_accuracy"] * n), n, table[FULL].test.confidence)
+    name = " → ".join(stage.model.name for stage in plan.stages)
+    return Alternative(kind="plan", name=name, accuracy=accuracy, cost=plan.expected["cost"], certified=True)
+
+
+def _single(kind: Any, variant: VariantProfile, certified: bool = False) -> Alternative:
+    accuracy: Estimate = variant.test.accuracy
+    return Alternative(kind=kind, name=variant.name, accuracy=accuracy, cost=variant.cost, certified=certified)
+
+
+def _promise(select: Artifact) -> Promise:
+    asked = select.manifest.config["select"]
+    return Promise.parse({key: asked[key] for key in Promise.model_fields})
+
+
+def _without_details(variant: VariantProfile) -> VariantProfile:
+    test = variant.test.model_copy(update={"confusion": ()})
+    selection = variant.selection.model_copy(update={"confusion": (), "classes": ()})
+    return variant.model_copy(update={"test": test, "selection": selection})
+
+
+def _matrix(variant: VariantProfile) -> Confusion:
+    return [list(row) for row in variant.test.confusion]
+
+
+def _reliability(name: str, outputs: Artifact, plan: Plan) -> Reliability:
+    _, labels, logits = read_outputs(outputs, "test")
+    temperature = _temperature(name, outputs, plan)
+    return Reliability(
+        model=name,
+        temperature=temperature,
+        before=reliability_bins(softmax(logits), labels),
+        after=reliability_bins(softmax(logits, temperature), labels),
+    )
+
+
+def _temperature(name: str, outputs: Artifact, plan: Plan) -> float:
+    """The plan's, or fitted as the plan's were, for a model that is not in it."""
+    for stage in plan.stages:
+        if stage.model.name == name:
+            return stage.temperature
+    labels: NDArray[np.int64]
+    _, labels, logits = read_outputs(outputs, "selection")
+    return fit_temperature(logits, labels)
+
+
+def _training(full: Artifact) -> Training:
+    settings = dict(full.manifest.config["train"])
+    return Training(
+        history=full.read_json("history.json"),
+        metric=settings["metric"],
+        best_epoch=int(full.manifest.summary["best"]["epoch"]),
+        settings=settings,
+    )
+
+
+def _lineage(sources: Mapping[str, Artifact], variants: Sequence[VariantProfile]) -> list[Source]:
+    found = [_source(role, artifact) for role, artifact in sources.items()]
+    known = {source.digest for source in found}
+    models = [v for v in variants if v.servable and v.digest not in known]
+    # Only the profile knows these artifacts: when they were made stands in their own manifests.
+    made = [Source(role=f"model {v.name}", artifact=v.uri.rpartition("/")[2], digest=v.digest) for v in models]
+    return [*found[:2], *made, *found[2:]]
+
+
+def _source(role: str, artifact: Artifact) -> Source:
+    manifest = artifact.manifest
+    return Source(
+        role=role,
+        artifact=artifact.uri.rstrip("/").rpartition("/")[2],
+        digest=artifact.digest,
+        created_utc=manifest.created_utc,
+        code_version=manifest.code_version,
+    )

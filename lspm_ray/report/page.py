@@ -1,0 +1,317 @@
+"""The page: sections of words, tables and figures, in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lspm_ray.compression.recipe import FULL
+from lspm_ray.report import figures, tables, words
+from lspm_ray.report.findings import Findings
+from lspm_ray.report.markup import Child, Html, element, join, name
+from lspm_ray.report.theme import style_sheet
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""Nothing is ever loaded and nothing ever runs, even if escaping should fail."""
+
+
+def render(findings: Findings) -> str:
+    """The whole page; equal findings give equal bytes."""
+    title = "Report: " + _task(findings)
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="color-scheme", content="light dark"),
+        element("link", rel="icon", href="data:,"),
+        element("title", title),
+        element("style", Html(style_sheet())),
+    )
+    sections = [section for section in (_section(findings, *entry) for entry in _SECTIONS) if section]
+    body = element("body", _header(findings, title), element("main", sections), _footer(findings))
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _task(findings: Findings) -> str:
+    labels = findings.labels
+    names = " / ".join(figures.short(label) for label in labels) if len(labels) <= 4 else f"{len(labels)} classes"
+    return f"{str(findings.task.get('task', 'task')).replace('_', ' ')}, {names}"
+
+
+def _section(findings: Findings, id: str, title: str, content: Callable[[Findings], Child]) -> Html | None:
+    inner = content(findings)
+    if not inner:
+        return None
+    return element("section", element("h2", title), inner, id=id)
+
+
+def _header(findings: Findings, title: str) -> Html:
+    made = f"Measured on {words.hardware(findings.hardware)}; {words.moment(findings.date)} UTC."
+    links = [
+        element("li", element("a", title, href=f"#{id}")) for id, title, content in _SECTIONS if content(findings)
+    ]
+    return element(
+        "header",
+        element("h1", title),
+        element("p", made, class_="note"),
+        element("p", words.headline(findings), class_="lead"),
+        element("p", words.promise(findings), class_="lead"),
+        _tiles(findings),
+        _verdict(findings),
+        tables.alternatives(findings),
+        element("nav", element("ul", links), aria_label="Sections"),
+    )
+
+
+def _tiles(findings: Findings) -> Html:
+    plan, expected = findings.plan, findings.plan.expected
+    names = [name(stage.model.name) for stage in plan.stages]
+    serves: Child = names[0] if len(names) == 1 else [names[0], " → ", names[1]]
+    accuracy, full = expected["test_accuracy"], expected["test_full_accuracy"]
+    gap = "the full model itself" if plan.stages[0].model.name == FULL else f"full model alone {words.percent(full)} %"
+    tiles = [
+        ("serves", serves, "first answer, then escalation" if len(names) == 2 else "alone"),
+        ("expected cost", f"{words.times(expected['cost'])} ×", words.saving(expected["cost"])),
+        ("escalated", f"{words.percent(expected['escalation_rate'])} %", _escalation_note(findings)),
+        ("accuracy on test", f"{words.percent(accuracy)} %", gap),
+    ]
+    if findings.certificate is not None:
+        bound = f"measured bound {words.percent(findings.certificate.upper_bound, 2)} %"
+        tiles.append(("certified loss, at most", words.level(findings.certificate.alpha), bound))
+    return element(
+        "dl",
+        (
+            element("div", element("dt", term), element("dd", value), element("dd", note, class_="sub"), class_="tile")
+            for term, value, note in tiles
+        ),
+        class_="tiles",
+    )
+
+
+def _escalation_note(findings: Findings) -> str:
+    if len(findings.plan.stages) == 1:
+        return "one model answers all"
+    on_test = findings.plan.expected.get("test_escalation_rate")
+    return "of requests go to full" + (f"; {words.percent(on_test)} % on test" if on_test is not None else "")
+
+
+def _verdict(findings: Findings) -> Html:
+    text, good = words.baseline(findings)
+    return element(
+        "div",
+        element("p", element("strong", "Is a transformer needed at all? "), text),
+        class_="verdict" if good else "verdict warn",
+    )
+
+
+def _variants(findings: Findings) -> Child:
+    plan = next(a for a in findings.alternatives if a.kind == "plan")
+    point = plan if len(findings.plan.stages) == 2 else None
+    draw = figures.pareto
+    shown = findings.variants
+    majority = [v for v in shown if v.cost <= 0]
+    left_out = "; ".join(f"{v.name} ({words.percent(v.test.accuracy.value)} % accuracy)" for v in majority)
+    note = (
+        "Cheaper is left, better is up. Bars are intervals. The line joins the variants that no other dominates, which "
+        "is decided on the selection split, so it may bend here. Hollow: dominated, or (squares) a baseline."
+        + (" Star: the plan." if point else "")
+        + (f" Without cost and therefore not drawn: {left_out}." if left_out else "")
+    )
+    pair = element(
+        "div",
+        _figure(draw(shown, point, FULL, "accuracy", id="pareto")),
+        _figure(draw(shown, None, FULL, "balanced_accuracy", id="pareto-balanced")),
+        class_="pair",
+    )
+    return [
+        tables.quality(findings),
+        element("h3", "Quality against cost"),
+        pair,
+        element("p", note, class_="note"),
+        element("h3", "Speed and size"),
+        tables.speed(findings),
+        _figure(
+            figures.latency(findings.variants, FULL, id="latency"),
+            "From token ids to answer, medians over the rounds. Hollow: dominated.",
+        ),
+    ]
+
+
+def _classes(findings: Findings) -> Child:
+    served = [v for v in findings.served if v.against_full is not None]
+    lines = [_worst(v.name, v.recall_change) for v in served]
+    return [(element("p", line) for line in lines if line), tables.recall_change(findings)]
+
+
+def _worst(model: str, changes: dict[str, float | None]) -> Child:
+    known = {label: change for label, change in changes.items() if change is not None}
+    if not known or min(known.values()) >= 0:
+        return None
+    label = min(known, key=lambda key: (known[key], key))
+    change = words.points(known[label])
+    return [name(model), " loses most on ", name(label), f": {change} points of recall before escalation."]
+
+
+def _risk(findings: Findings) -> Child:
+    if findings.curve is None:
+        return element("p", "No variant got as far as certification, so there is no curve to show.")
+    validator = words.spec(findings.plan.validator, "validator")
+    of = findings.certificate.first.name if findings.certificate else "the best candidate, which was not certified,"
+    note = [
+        "What happens on the calibration rows as ",
+        name(of),
+        " is trusted with more answers. Thresholds are walked from strict to lenient and stop before the bound "
+        "crosses the promise; all that were certified are shaded.",
+    ]
+    return _figure(figures.risk_curve(findings.curve, validator, findings.promise.risk, id="risk"), note)
+
+
+def _certificate(findings: Findings) -> Child:
+    c = findings.certificate
+    if c is None:
+        asked = findings.promise
+        return element(
+            "p",
+            f"{words.promise(findings)} Asked for was a {asked.risk} of at most {words.level(asked.alpha)} with "
+            f"{words.level(1 - asked.delta)} confidence.",
+        )
+    threshold = "every answer is accepted" if c.threshold is None else f"answers are accepted from {c.threshold:.6g} up"
+    entries: list[tuple[str, Child]] = [
+        ("What is promised", words.promise(findings)),
+        (
+            "About what",
+            [
+                name(c.first.name),
+                f" answering before {c.full.name}, its logits divided by {c.temperature:.4g}, judged by "
+                f"{words.spec(c.validator, 'validator')}: {threshold}.",
+            ],
+        ),
+        ("On what evidence", words.evidence(findings)),
+        ("What happened on test", _on_test(findings)),
+        ("What is assumed", c.assumption[:1].upper() + c.assumption[1:] + "."),
+        (
+            "What is not promised",
+            f"Nothing about a single answer, and nothing below {words.level(c.alpha)}: that the bound lies lower was "
+            "found by looking. Where traffic drifts away from the calibration rows, the promise lapses.",
+        ),
+        ("How to check it", c.how_to_check or "Recompute it from the outputs named under lineage."),
+        ("Certificate", element("code", findings.certificate_id)),
+    ]
+    return element(
+        "div",
+        element("dl", ([element("dt", term), element("dd", text)] for term, text in entries if text)),
+        class_="certificate",
+    )
+
+
+def _on_test(findings: Findings) -> str:
+    expected = findings.plan.expected
+    if "test_risk" not in expected or findings.certificate is None:
+        return ""
+    return (
+        f"{words.percent(expected['test_risk'], 2)} % of the answers were {words.loss_in_words(findings.certificate.risk)}; "
+        f"accuracy was {words.percent(expected['test_accuracy'], 2)} %, of the full model alone "
+        f"{words.percent(expected['test_full_accuracy'], 2)} %."
+    )
+
+
+def _rejected(findings: Findings) -> Child:
+    if not findings.plan.reasons:
+        return element("p", "There was nothing to reject: every variant made is in the plan.")
+    return tables.rejected(findings)
+
+
+def _calibration(findings: Findings) -> Child:
+    drawn = [
+        _figure(
+            figures.reliability(model, len(findings.labels), id=f"calibration-{index}"),
+            [element("strong", name(model.model)), f", temperature {model.temperature:.3g}"],
+        )
+        for index, model in enumerate(findings.reliability)
+    ]
+    note = (
+        "Does a confidence of 80 % mean that 80 % are right? Bins of equal mass on test, bars are 95 % intervals. "
+        "Temperatures were fitted on the selection split; answers do not change with them, probabilities do."
+    )
+    return [element("p", note), element("div", drawn, class_="pair")]
+
+
+def _confusion(findings: Findings) -> Child:
+    drawn = [
+        _figure(
+            figures.confusion(matrix, findings.labels, model, id=f"confusion-{index}"),
+            [element("strong", name(model)), ", on test, before any escalation"],
+        )
+        for index, (model, matrix) in enumerate(findings.confusion.items())
+    ]
+    few = len(findings.labels) <= 8
+    note = f"The {figures.MOST_CLASSES - 1} most frequent classes are shown, the others added up. "
+    more = note if len(findings.labels) > figures.MOST_CLASSES else ""
+    text = f"{more}Rows are true classes, columns predicted ones; the shade is the share of the true class."
+    return [element("p", text), element("div", drawn, class_="pair" if few else None)]
+
+
+def _training(findings: Findings) -> Child:
+    settings = ", ".join(f"{key} {value}" for key, value in findings.training.settings.items())
+    return [
+        _figure(figures.learning_curves(findings.training, id="learning")),
+        tables.epochs(findings),
+        element("p", f"Settings: {settings}.", class_="note"),
+    ]
+
+
+def _data(findings: Findings) -> Child:
+    data = findings.data
+    notes = [f"{key}: {words.count(n)} rows" for key, n in data.notes.items() if n]
+    return [
+        element("ul", (element("li", warning) for warning in data.warnings)) if data.warnings else None,
+        tables.rows_used(findings),
+        element("p", "Noted and used all the same: ", "; ".join(notes), ".", class_="note") if notes else None,
+        tables.classes(findings),
+        _figure(figures.token_lengths(data, id="lengths"), _length_note(findings)),
+    ]
+
+
+def _length_note(findings: Findings) -> str:
+    data = findings.data
+    split = data.splits[0]
+    length = data.token_length[split]
+    return (
+        f"Tokens per text, special tokens included, all splits. In {split}: mean {length.mean:.1f}, median {length.p50}, "
+        f"95 % have at most {length.p95}, the longest {length.max}."
+    )
+
+
+def _lineage(findings: Findings) -> Child:
+    return [
+        element("p", f"Measured on {words.hardware(findings.hardware)}. Code version {findings.code_version}."),
+        tables.lineage(findings),
+    ]
+
+
+def _footer(findings: Findings) -> Html:
+    return element(
+        "footer", f"lspm_ray {findings.code_version}. Every number of this page is in report.json beside it."
+    )
+
+
+def _figure(svg: Html, caption: Child = None) -> Html:
+    return element(
+        "figure",
+        element("div", svg, class_="canvas", tabindex="0"),
+        element("figcaption", join(caption)) if caption else None,
+    )
+
+
+_SECTIONS: list[tuple[str, str, Callable[[Findings], Child]]] = [
+    ("variants", "Variants", _variants),
+    ("risk", "Risk against threshold", _risk),
+    ("certificate", "Certificate", _certificate),
+    ("rejected", "Why the others are not served", _rejected),
+    ("classes", "Recall by class", _classes),
+    ("calibration", "Calibration", _calibration),
+    ("confusion", "Confusion", _confusion),
+    ("training", "Training", _training),
+    ("data", "Data", _data),
+    ("lineage", "Lineage", _lineage),
+]

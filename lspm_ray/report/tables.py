@@ -1,0 +1,335 @@
+"""The tables of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.profiling.table import Speed, VariantProfile
+from lspm_ray.report import words
+from lspm_ray.report.findings import Alternative, Findings
+from lspm_ray.report.markup import Child, Html, element, name
+
+Cells = Callable[[VariantProfile], list[Html]]
+
+TALL_FROM = 13
+"""Rows from which a table scrolls inside its own frame."""
+_KINDS = {
+    "plan": "the plan",
+    "full": "full model alone",
+    "single": "best single compressed model, without a certificate",
+    "linear": "linear baseline",
+    "majority": "answers the most frequent class",
+}
+_FULL_TINT_POINTS = 10.0
+_MOST_TINT_PERCENT = 45.0
+
+
+def alternatives(findings: Findings) -> Html:
+    """The plan beside what else could be served."""
+    caption = "The plan and what else could be served. Accuracy on test, with intervals; cost per request."
+    heads = [_head("what"), _head("accuracy", "%"), _head("cost", "× full"), _head("certified")]
+    rows = [
+        _row(
+            _alternative(a),
+            [_estimated(a.accuracy), _cell(words.times(a.cost)), _cell("yes" if a.certified else "no")],
+            "served" if a.kind == "plan" else None,
+        )
+        for a in findings.alternatives
+    ]
+    return _table("alternatives", caption, heads, [element("tbody", rows)])
+
+
+def quality(findings: Findings) -> Html:
+    """Quality of every variant on test, with intervals."""
+    metrics = findings.variants[0].test
+    caption = (
+        f"Quality on the test split: {words.count(metrics.n)} rows that nothing was trained or chosen on. Small figures "
+        f"are {words.level(metrics.confidence)} intervals. Macro recall is balanced accuracy. The difference from full "
+        "is paired: both models on the same rows."
+    )
+    heads = [
+        _head("variant"),
+        _head("accuracy", "%"),
+        _head("difference from full", "points"),
+        _head("balanced accuracy", "%"),
+        _head("macro-F1", "%"),
+        _head("macro precision", "%"),
+        _head("log-loss", "nats per row"),
+        _head("calibration error", "%"),
+        _head("same answer as full", "%"),
+        _head("standing", text=True),
+    ]
+    return _variant_table("quality", caption, heads, findings, lambda v: _quality_cells(v, findings))
+
+
+def speed(findings: Findings) -> Html:
+    """Cost, latency, throughput, memory, size and load time of every variant."""
+    sizes = batch_sizes(findings)
+    threads = next((v.speed.threads for v in findings.variants if v.speed), 0)
+    caption = (
+        f"Speed and size, on {words.hardware(findings.hardware)} with {threads} CPU thread{'s' if threads != 1 else ''}; "
+        f"medians over {findings.rounds} interleaved round{'s' if findings.rounds != 1 else ''}. Cost is time per row at "
+        f"the best batch size, {words.significant(findings.encode_ms)} ms for tokenising included. Baselines are "
+        "measured for quality and cost alone."
+    )
+    heads = [
+        _head("variant"),
+        _head("cost", "× full"),
+        _head("latency p50", "ms, batch of 1"),
+        _head("latency p99", "ms, batch of 1"),
+        *(_head(f"throughput at {size}", "rows/s") for size in sizes),
+        _head("peak memory", "MB"),
+        _head("size", "MB"),
+        _head("load time", "s"),
+        _head("runtime", text=True),
+        _head("made by", text=True),
+    ]
+    return _variant_table("speed", caption, heads, findings, lambda v: _speed_cells(v, sizes))
+
+
+def recall_change(findings: Findings) -> Html:
+    """Recall of each class against full."""
+    compressed = [v for v in findings.variants if v.servable and v.against_full is not None]
+    full = next(v for v in findings.variants if v.against_full is None)
+    caption = (
+        "Recall of each class on test: of the full model with its interval, and the change in percentage points in each "
+        "variant. Few rows make large changes likely by chance."
+    )
+    heads = [_head("class"), _head("rows"), _head("full", "%"), *(_head(name(v.name), "points") for v in compressed)]
+    rows = []
+    for entry in full.test.classes:
+        cells = [_cell(words.count(entry.support)), _estimated(entry.recall) if entry.recall else _missing()]
+        cells += [_change(v.recall_change.get(entry.label)) for v in compressed]
+        rows.append(_row(name(entry.label), cells))
+    return _table("recall", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+
+
+def rejected(findings: Findings) -> Html:
+    """Why each variant that is not served was left out."""
+    caption = "Variants that are not in the plan. Cost and escalation as estimated on the selection split."
+    heads = [
+        _head("variant"),
+        _head("why it is not served", text=True),
+        _head("cost", "× full"),
+        _head("escalated", "%"),
+    ]
+    rows = []
+    for variant, reason in findings.plan.reasons.items():
+        option = findings.options.get(variant)
+        cost = _cell(words.times(option.cost)) if option else _missing()
+        share = _cell(words.percent(option.escalation_rate)) if option else _missing()
+        rows.append(_row(name(variant), [_text(reason), cost, share]))
+    return _table("rejected", caption, heads, [element("tbody", rows)])
+
+
+def rows_used(findings: Findings) -> Html:
+    """Where the rows of the sources went."""
+    data = findings.data
+    lost = [("quarantined", reason, n) for reason, n in data.quarantined.items()]
+    lost += [("dropped", reason, n) for reason, n in data.dropped.items()]
+    entries = [("read", "rows in the sources", data.rows_read), *lost, ("kept", "rows in the splits", data.rows_kept)]
+    rows = [
+        _row(what, [_text(reason), _cell(words.count(n)), _cell(_share(n, data.rows_read))])
+        for what, reason, n in entries
+    ]
+    heads = [_head("rows"), _head("reason", text=True), _head("count"), _head("share", "%")]
+    caption = "What became of every row. Quarantined rows could not be read and are kept in quarantine.jsonl."
+    return _table("rows", caption, heads, [element("tbody", rows)])
+
+
+def classes(findings: Findings) -> Html:
+    """Rows of each class in each split."""
+    data = findings.data
+    heads = [_head("class"), *(_head(split) for split in data.splits), _head("all splits"), _head("share", "%")]
+    rows = []
+    for label in data.labels:
+        total = data.label_rows(label)
+        share = total / data.rows_kept if data.rows_kept else 0.0
+        bar = element("span", element("i", style=f"width:{100 * share:.1f}%"), class_="bar", aria_hidden="true")
+        cells = [_cell(words.count(data.class_counts[split].get(label, 0))) for split in data.splits]
+        rows.append(_row(name(label), [*cells, _cell(words.count(total)), _cell([words.percent(share), bar])]))
+    totals = [_cell(words.count(data.rows(split))) for split in data.splits]
+    totals += [_cell(words.count(data.rows_kept)), _cell("100")]
+    most = [_cell(words.percent(data.majority_share[split])) for split in data.splits]
+    foot = [_row("all classes", totals), _row("most frequent class, %", [*most, _missing(), _missing()])]
+    caption = "Rows of each class in each split."
+    bodies = [element("tbody", rows), element("tbody", foot, class_="baselines")]
+    return _table("classes", caption, heads, bodies, tall=len(rows) >= TALL_FROM)
+
+
+def epochs(findings: Findings) -> Html:
+    """The learning curves as numbers."""
+    columns = [
+        ("train_loss", "training loss", "nats", 1, 4),
+        ("loss", "validation loss", "nats", 1, 4),
+        ("accuracy", "accuracy", "%", 100, 1),
+        ("balanced_accuracy", "balanced accuracy", "%", 100, 1),
+        ("macro_f1", "macro-F1", "%", 100, 1),
+        ("seconds", "time", "s", 1, 0),
+    ]
+    training = findings.training
+    heads = [_head("epoch"), *(_head(label, unit) for _, label, unit, _, _ in columns)]
+    rows = []
+    for entry in training.history:
+        epoch = int(entry["epoch"])
+        cells = [_cell(f"{scale * entry[key]:,.{digits}f}") for key, _, _, scale, digits in columns]
+        rows.append(_row(f"{epoch} (kept)" if epoch == training.best_epoch else str(epoch), cells))
+    caption = f"Each epoch on the validation split; {training.metric.replace('_', ' ')} decides which one is kept."
+    return _table("epochs", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+
+
+def lineage(findings: Findings) -> Html:
+    """The artifacts the report rests on."""
+    heads = [_head("role"), _head("artifact", text=True), _head("sha256", text=True), _head("made (UTC)", text=True)]
+    rows = [
+        _row(
+            name(source.role),
+            [
+                _text(element("code", source.artifact)),
+                _text(element("code", source.digest[:16], title=source.digest)),
+                _text(words.moment(source.created_utc) if source.created_utc else _missing_text("not recorded here")),
+            ],
+        )
+        for source in findings.lineage
+    ]
+    caption = "Artifacts under this report, by content. report.json has the whole digests."
+    return _table("lineage", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+
+
+def batch_sizes(findings: Findings) -> list[int]:
+    """The batch sizes that any variant was measured at, ascending."""
+    return sorted({size for v in findings.variants if v.speed for size in v.speed.rows_per_s})
+
+
+def _variant_table(id: str, caption: str, heads: Sequence[Html], findings: Findings, cells: Cells) -> Html:
+    served = {stage.model.name for stage in findings.plan.stages}
+    models, baselines = [], []
+    for v in findings.variants:
+        mark = "served" if v.name in served else "dominated" if v.dominated_by else None
+        (models if v.servable else baselines).append(_row(name(v.name), cells(v), mark))
+    bodies = [element("tbody", models)]
+    if baselines:
+        group = element("th", "baselines, for comparison: never served", colspan=str(len(heads)), scope="rowgroup")
+        bodies.append(element("tbody", element("tr", group, class_="group"), baselines, class_="baselines"))
+    return _table(id, caption, heads, bodies)
+
+
+def _quality_cells(v: VariantProfile, findings: Findings) -> list[Html]:
+    test = v.test
+    return [
+        _estimated(test.accuracy),
+        _difference(v),
+        _estimated(test.balanced_accuracy),
+        _estimated(test.macro_f1),
+        _estimated(test.macro_precision),
+        _estimated(test.log_loss, 1, 3),
+        _estimated(test.calibration_error),
+        _cell(words.percent(v.agreement)),
+        _text(_standing(v, findings)),
+    ]
+
+
+def _speed_cells(v: VariantProfile, sizes: Sequence[int]) -> list[Html]:
+    made = " → ".join(words.spec(step, "method") for step in v.recipe) or MADE_OF_NOTHING[v.servable]
+    runtime = f"{v.runtime}, {v.precision}" if v.servable else v.runtime
+    return [_cell(words.times(v.cost)), *_measured(v.speed, sizes), _text(runtime), _text(made)]
+
+
+MADE_OF_NOTHING = {True: "fine-tuning alone", False: words.MISSING}
+"""What stands for an empty recipe, by whether the variant can be served."""
+
+
+def _measured(speed: Speed | None, sizes: Sequence[int]) -> list[Html]:
+    if speed is None:
+        return [_missing("not measured") for _ in range(5 + len(sizes))]
+    rates = [speed.rows_per_s.get(size) for size in sizes]
+    return [
+        _cell(words.significant(speed.p50_ms)),
+        _cell(words.significant(speed.p99_ms)),
+        *(_missing() if rate is None else _cell(words.significant(rate)) for rate in rates),
+        _cell(words.significant(speed.peak_memory_mb)),
+        _cell(words.significant(speed.size_mb)),
+        _cell(words.significant(speed.load_s)),
+    ]
+
+
+def _difference(v: VariantProfile) -> Html:
+    if v.against_full is None:
+        return _missing("is full itself")
+    found = v.against_full
+    note = None if found.distinguishable else element("span", "could be chance", class_="range")
+    return element(
+        "td",
+        words.points(found.difference.value),
+        element("span", words.interval(found.difference), class_="range"),
+        note,
+    )
+
+
+def _standing(v: VariantProfile, findings: Findings) -> Child:
+    stages = [stage.model.name for stage in findings.plan.stages]
+    if v.name in stages:
+        if len(stages) == 1:
+            return _badge("serves alone", on=True)
+        return _badge("answers first" if v.name == stages[0] else "answers the rest", on=True)
+    if v.dominated_by:
+        return [_badge("dominated"), " by ", name(v.dominated_by)]
+    return _badge("on the front") if v.servable else _badge("baseline")
+
+
+def _alternative(a: Alternative) -> list[Html]:
+    return [name(a.name), element("span", _KINDS[a.kind], class_="range")]
+
+
+def _change(change: float | None) -> Html:
+    if change is None:
+        return _missing("class does not occur in test")
+    share = min(1.0, abs(100 * change) / _FULL_TINT_POINTS) * _MOST_TINT_PERCENT
+    tint = "var(--alert)" if change < 0 else "var(--good)"
+    return element("td", words.points(change), class_="change", style=f"--tint:{tint};--share:{share:.0f}")
+
+
+def _share(part: int, whole: int) -> str:
+    return words.percent(part / whole) if whole else words.MISSING
+
+
+def _badge(text: str, *, on: bool = False) -> Html:
+    return element("span", text, class_="badge on" if on else "badge")
+
+
+def _head(content: Child, unit: str | None = None, *, text: bool = False) -> Html:
+    below = element("span", unit, class_="unit") if unit else None
+    return element("th", content, below, scope="col", class_="text" if text else None)
+
+
+def _cell(content: Child) -> Html:
+    return element("td", content)
+
+
+def _text(content: Child) -> Html:
+    return element("td", content, class_="text")
+
+
+def _estimated(estimate: Estimate, scale: float = 100, digits: int = 1) -> Html:
+    value = f"{scale * estimate.value:.{digits}f}".replace("-", words.MINUS)
+    return element("td", value, element("span", words.interval(estimate, scale, digits), class_="range"))
+
+
+def _missing(why: str = "does not apply") -> Html:
+    return element("td", _missing_text(why))
+
+
+def _missing_text(why: str) -> Html:
+    return element("span", words.MISSING, title=why, aria_label=why)
+
+
+def _row(head: Child, cells: Iterable[Html], mark: str | None = None) -> Html:
+    return element("tr", element("th", head, scope="row"), cells, class_=mark)
+
+
+def _table(id: str, caption: str, heads: Sequence[Html], bodies: Sequence[Html], *, tall: bool = False) -> Html:
+    table = element("table", element("caption", caption), element("thead", element("tr", heads)), bodies, id=f"t-{id}")
+    return element(
+        "div", table, class_="scroll tall" if tall else "scroll", role="region", tabindex="0", aria_label=caption[:80]
+    )

@@ -1,0 +1,156 @@
+"""Numbers and findings in words. Every number of the page is formatted here, in one way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.report.findings import Findings
+
+MINUS = "\N{MINUS SIGN}"
+THIN = "\N{NARROW NO-BREAK SPACE}"
+EN_DASH = "\N{EN DASH}"
+MISSING = EN_DASH
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """With at least `digits` significant digits, never in scientific notation from 0.0001 up: 1234, 12.3, 0.0123."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}".replace("-", MINUS)
+    text = f"{value:.{digits}g}"
+    if "e" in text:
+        return text.replace("e-0", "e-").replace("-", MINUS)
+    return text.replace("-", MINUS)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as percent, without the sign: 0.9012 is `90.1`."""
+    return f"{100 * share:.{digits}f}".replace("-", MINUS)
+
+
+def level(share: float) -> str:
+    """A share that somebody chose, as percent with as few digits as it has: 0.01 is `1 %`, 0.005 `0.5 %`."""
+    return f"{100 * share:.6g}{THIN}%"
+
+
+def points(change: float, digits: int = 1) -> str:
+    """A change of a share in percentage points with its sign; a plain 0 where it rounds to that."""
+    text = f"{100 * change:+.{digits}f}"
+    return (text[1:] if float(text) == 0 else text).replace("-", MINUS)
+
+
+def interval(estimate: Estimate, scale: float = 100, digits: int = 1) -> str:
+    """The confidence interval, in the unit of the value it goes with."""
+    low, high = (f"{scale * x:.{digits}f}".replace("-", MINUS) for x in (estimate.low, estimate.high))
+    return f"{low}{EN_DASH}{high}" if MINUS not in low + high else f"{low} to {high}"
+
+
+def count(number: int) -> str:
+    """With thousands separated."""
+    return f"{number:,}"
+
+
+def times(cost: float) -> str:
+    """A cost relative to the full model."""
+    return significant(cost, 3)
+
+
+def saving(cost: float) -> str:
+    """What a relative cost saves, in words."""
+    if cost >= 1:
+        return "no saving" if round(cost, 2) == 1 else f"{percent(cost - 1, 0)}{THIN}% more than the full model alone"
+    return f"{percent(1 - cost, 0)}{THIN}% less than the full model alone"
+
+
+def spec(step: dict[str, Any], kind: str) -> str:
+    """A plugin's YAML form in one line, its name first: `prune (heads=0.5, neurons=0.5)`."""
+    rest = ", ".join(f"{key}={_value(value)}" for key, value in step.items() if key != kind)
+    label = str(step.get(kind, "?"))
+    return f"{label} ({rest})" if rest else label
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}={_value(v)}" for k, v in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def loss_in_words(risk: str) -> str:
+    """What the certificate counts as a loss, said of an answer."""
+    if risk == "regret":
+        return "wrong where the full model would have been right"
+    return "other than the full model's would have been"
+
+
+def headline(findings: Findings) -> str:
+    """What is served, in one sentence."""
+    stages, expected = findings.plan.stages, findings.plan.expected
+    first = stages[0].model.name
+    cost = f"{times(expected['cost'])} of the full model's cost ({saving(expected['cost'])})"
+    if len(stages) == 2:
+        share = percent(expected["escalation_rate"])
+        return (
+            f"{first} answers first and passes {share}{THIN}% of requests on to {stages[1].model.name}; "
+            f"expected cost per request: {cost}."
+        )
+    if findings.certificate is not None:
+        return f"{first} answers every request alone; expected cost per request: {cost}."
+    return f"The full model answers every request alone: {_why_alone(findings)}."
+
+
+def _why_alone(findings: Findings) -> str:
+    if not findings.plan.reasons:
+        return "there are no compressed variants"
+    return (
+        f"no compressed variant both keeps the promise asked for and saves {level(findings.promise.min_saving)} or more"
+    )
+
+
+def promise(findings: Findings) -> str:
+    """What is certified, in one sentence."""
+    certificate = findings.certificate
+    if certificate is None:
+        return "There is no certificate, and none is needed: nothing but the full model answers."
+    return (
+        f"Certified: at most {level(certificate.alpha)} of all answers are {loss_in_words(certificate.risk)}, "
+        f"with {level(1 - certificate.delta)} confidence."
+    )
+
+
+def evidence(findings: Findings) -> str:
+    """What the certificate rests on, in one sentence; empty without one."""
+    c = findings.certificate
+    if c is None:
+        return ""
+    rows = "rows were" if c.losses != 1 else "row was"
+    return (
+        f"Of {count(c.calibration_rows)} calibration rows, seen by no training and no choice, {count(c.losses)} {rows} "
+        f"accepted and {loss_in_words(c.risk)}: {percent(c.losses / c.calibration_rows, 2)}{THIN}%, with an exact "
+        f"upper bound of {percent(c.upper_bound, 2)}{THIN}% at {level(1 - c.delta)} confidence (p = {c.p_value:.2g})."
+    )
+
+
+def baseline(findings: Findings) -> tuple[str, bool]:
+    """What the comparison with the linear baseline says, and whether it speaks for the full model."""
+    verdict = findings.baseline_verdict[:1].upper() + findings.baseline_verdict[1:] + "."
+    if findings.linear.distinguishable and findings.linear.difference.value > 0:
+        return verdict, True
+    return (
+        f"{verdict} On this data tf-idf with logistic regression does the same job at a fraction of the cost: "
+        "consider using it and no transformer at all."
+    ), False
+
+
+def hardware(found: dict[str, Any]) -> str:
+    """The fingerprint of a machine in words."""
+    gpus = found.get("gpus") or []
+    kinds = ", ".join(f"{gpus.count(gpu)} × {gpu}" for gpu in dict.fromkeys(gpus))
+    text = f"{found.get('cpu', 'unknown CPU')} ({found.get('cpus', '?')} CPUs, {found.get('machine', '?')})"
+    return f"{text} with {kinds}" if kinds else f"{text}, no GPU"
+
+
+def moment(iso: str) -> str:
+    """An ISO timestamp to the minute: `2026-01-31 09:30`."""
+    return iso[:16].replace("T", " ")

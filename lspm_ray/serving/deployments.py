@@ -1,0 +1,267 @@
+"""The Ray Serve deployments: the ingress with the router, and one per model that does not live in it.
+
+Only this module and `app` are imported on the cluster.
+"""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from numpy.typing import NDArray
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.metrics import Counter, Histogram
+
+from lspm_ray.serving.bundle import Bundle, load_bundle
+from lspm_ray.serving.cascade import Logits, QueueFull, Rules, Stage, StageDown, usable
+from lspm_ray.serving.config import ServeConfig
+from lspm_ray.serving.engine import Encoder, Engine, LocalStage
+from lspm_ray.serving.metrics import LATENCY_BUCKETS_S, NAMES, SCORE_BUCKETS, Metrics
+from lspm_ray.serving.router import build_api
+from lspm_ray.tasks import Encoded
+
+Packed = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""Token ids of several texts one after the other, and the length of each: two arrays pickle faster than hundreds."""
+
+_log = logging.getLogger("ray.serve")
+_PING_TIMEOUT_S = 2.0
+_READY_CACHE_S = 1.0
+
+
+def pack(inputs: Sequence[Encoded]) -> Packed:
+    """The form in which token ids travel between processes."""
+    return np.concatenate(inputs).astype(np.int32), np.asarray([len(row) for row in inputs], dtype=np.int32)
+
+
+def unpack(packed: Packed) -> list[Encoded]:
+    """The inverse of `pack`."""
+    ids, lengths = packed
+    return np.split(ids.astype(np.int64), np.cumsum(lengths)[:-1])
+
+
+def packed_rows(calls: Sequence[Packed]) -> int:
+    """How many texts some calls hold."""
+    return sum(len(lengths) for _, lengths in calls)
+
+
+class RemoteStage:
+    """A model in another deployment.
+
+    Args:
+        name: of the model, for messages.
+        handle: of its deployment.
+        max_rows: per call.
+    """
+
+    def __init__(self, name: str, handle: DeploymentHandle, max_rows: int) -> None:
+        self._name = name
+        self._handle = handle
+        self._max_rows = max_rows
+
+    async def __call__(self, inputs: Sequence[Encoded]) -> Logits:
+        """Logits [rows, labels].
+
+        Raises:
+            QueueFull: the deployment's queue is full.
+            StageDown: it does not answer.
+        """
+        parts = [inputs[start : start + self._max_rows] for start in range(0, len(inputs), self._max_rows)]
+        if len(parts) == 1:
+            return await self._call(pack(parts[0]))
+        return np.concatenate(await asyncio.gather(*(self._call(pack(part)) for part in parts)))
+
+    async def _call(self, packed: Packed) -> Logits:
+        try:
+            return await self._once(packed)
+        except RayActorError:
+            # The replica died under it. Inference changes nothing, so another replica may be asked once.
+            _log.warning("a replica of %s died, asking another one", self._name)
+        try:
+            return await self._once(packed)
+        except RayActorError as error:
+            raise StageDown(f"{self._name}: {_first_line(error)}") from None
+
+    async def _once(self, packed: Packed) -> Logits:
+        try:
+            logits: Logits = await self._handle.predict.remote(packed)
+            return logits
+        except BackPressureError as error:
+            raise QueueFull(f"{self._name}: {_first_line(error)}") from None
+        except RayActorError:
+            raise
+        except (RayError, RayServeException) as error:
+            raise StageDown(f"{self._name}: {_first_line(error)}") from None
+
+    async def silent(self) -> str | None:
+        """Why the model does not answer; None when it does."""
+        try:
+            async with asyncio.timeout(_PING_TIMEOUT_S):
+                await self._handle.ping.remote()
+        except (TimeoutError, RayError, RayServeException) as error:
+            return f"model {self._name} does not answer: {_first_line(error) or 'no reply'}"
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+class VariantReplica:
+    """One model of the plan.
+
+    Args:
+        plan_uri: the select artifact.
+        stage: which of the plan's stages.
+        config: the `ServeConfig`, as JSON values.
+    """
+
+    def __init__(self, plan_uri: str, stage: int, config: dict[str, Any]) -> None:
+        settings = ServeConfig.parse(config)
+        bundle = load_bundle(plan_uri)
+        predictor = bundle.predictor(stage, settings.variant.threads)
+        warm_up(bundle, predictor.predict([np.zeros(8, dtype=np.int64)]), stage)
+        self._stage = LocalStage(predictor)
+        self._hang_s = settings.hang_s
+        self._batched.set_max_batch_size(settings.max_batch_size)
+        self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
+
+    async def predict(self, packed: Packed) -> Logits:
+        """Logits of some texts, computed together with those of other callers."""
+        logits: Logits = await self._batched(packed)
+        return logits
+
+    @serve.batch(batch_size_fn=packed_rows)  # type: ignore[untyped-decorator]
+    async def _batched(self, calls: list[Packed]) -> list[Logits]:
+        rows = [row for call in calls for row in unpack(call)]
+        logits = await self._stage(rows)
+        ends = np.cumsum([len(lengths) for _, lengths in calls])
+        return np.split(logits, ends[:-1])
+
+    async def ping(self) -> str:
+        """Something to wait for."""
+        return "ok"
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces the replica when this raises."""
+        check_busy(self._stage, self._hang_s)
+
+
+class Ingress:
+    """The HTTP interface, the router, and the models that are fast enough to live beside it.
+
+    Args:
+        plan_uri: the select artifact.
+        config: the `ServeConfig`, as JSON values.
+        handles: by stage, the deployment that holds it; stages without one are loaded here.
+    """
+
+    def __init__(self, plan_uri: str, config: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
+        settings = ServeConfig.parse(config)
+        bundle = load_bundle(plan_uri)
+        self._hang_s = settings.hang_s
+        self._local: list[LocalStage] = []
+        self._remote: list[RemoteStage] = []
+        self._checked: tuple[float, str | None] = (-np.inf, None)
+        stages: list[Stage] = []
+        for index, stage in enumerate(bundle.plan.stages):
+            handle = handles.get(str(index))
+            if handle is None:
+                stages.append(self._load(bundle, index, settings.ingress.threads))
+            else:
+                self._remote.append(RemoteStage(stage.model.name, handle, settings.max_batch_size))
+                stages.append(self._remote[-1])
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._engine = Engine(
+            bundle.plan,
+            bundle.certificate,
+            Encoder(Rules.of(bundle.plan).task, bundle.tokenizer()),
+            stages,
+            limits=settings.limits,
+            metrics=Metrics(replica, RaySink()),
+            max_batch_size=settings.max_batch_size,
+            max_waiting=settings.max_queued_texts,
+            calls=2 * settings.variant.max_replicas,
+            first_is_local="0" not in handles,
+            first_timeout_s=settings.first_timeout_ms / 1000,
+            not_ready=self._not_ready,
+        )
+        gc.collect()
+        gc.freeze()  # a full collection over what torch has loaded would stop every request for 0.3 s
+
+    def _load(self, bundle: Bundle, stage: int, threads: int) -> LocalStage:
+        predictor = bundle.predictor(stage, threads)
+        warm_up(bundle, predictor.predict([np.zeros(8, dtype=np.int64)]), stage)
+        local = LocalStage(predictor, bundle.plan.stages[stage].batch_1_latency_ms)
+        self._local.append(local)
+        return local
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self._engine, emit_request_id=False)
+
+    async def _not_ready(self) -> str | None:
+        when, reason = self._checked
+        if time.monotonic() - when > _READY_CACHE_S:
+            reasons = await asyncio.gather(*(stage.silent() for stage in self._remote))
+            reason = next((found for found in reasons if found is not None), None)
+            self._checked = (time.monotonic(), reason)
+        return reason
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces the replica when this raises."""
+        for stage in self._local:
+            check_busy(stage, self._hang_s)
+
+
+def warm_up(bundle: Bundle, logits: Logits, stage: int) -> None:
+    """Refuse a model whose very first output is not usable.
+
+    Raises:
+        StageDown: names the model.
+    """
+    if not usable(logits, 1, len(bundle.plan.labels)).all():
+        raise StageDown(f"{bundle.plan.stages[stage].model.name} returned an output that is not usable")
+
+
+def check_busy(stage: LocalStage, hang_s: float) -> None:
+    """Complain about a model that does not come back.
+
+    Raises:
+        RuntimeError: it has been computing one batch for too long.
+    """
+    if stage.busy_s() > hang_s:
+        raise RuntimeError(f"inference has not returned for {stage.busy_s():.0f} s")
+
+
+class RaySink:
+    """Copies the router's metrics to Ray's, which every node exports to Prometheus.
+
+    Ray's histograms know positive bounds only: negative scores all land in the lowest bucket there. `/metrics` of the
+    endpoint itself has them apart.
+    """
+
+    def __init__(self) -> None:
+        self._counters = {
+            "lspm_answers_total": Counter("lspm_answers", NAMES["lspm_answers_total"], ("variant", "escalated")),
+            "lspm_escalations_total": Counter("lspm_escalations", NAMES["lspm_escalations_total"], ("reason",)),
+            "lspm_responses_total": Counter("lspm_responses", NAMES["lspm_responses_total"], ("route", "status")),
+        }
+        self._histograms = {
+            name: Histogram(name, NAMES[name], [bound for bound in bounds if bound > 0])
+            for name, bounds in (("lspm_validator_score", SCORE_BUCKETS), ("lspm_request_seconds", LATENCY_BUCKETS_S))
+        }
+
+    def count(self, name: str, labels: dict[str, str], amount: int) -> None:
+        """See `Sink.count`."""
+        self._counters[name].inc(amount, labels)
+
+    def observe(self, name: str, labels: dict[str, str], value: float) -> None:
+        """See `Sink.observe`."""
+        self._histograms[name].observe(max(value, 0.0), labels)

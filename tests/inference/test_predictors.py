@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lspm_ray.compression.export import export, quantize_dynamic
+from lspm_ray.errors import ConfigError, ModelError
+from lspm_ray.inference.batching import micro_batches, pad
+from lspm_ray.inference.predictor import load_predictor
+from lspm_ray.models.directory import Variant, read_variant, write_variant
+from tests.toys import LABELS, toy_model_dir
+
+
+@given(lengths=st.lists(st.integers(1, 300), max_size=80), limit=st.integers(1, 2000))
+def test_micro_batches_hold_every_row_once_and_keep_the_limit(lengths, limit):
+    batches = list(micro_batches(lengths, limit))
+    assert sorted(int(row) for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[row] for row in batch)
+        assert len(batch) == 1 or len(batch) * longest <= limit
+
+
+def test_padding():
+    ids, mask = pad([np.array([5, 6]), np.array([7])], pad_id=9)
+    assert ids.tolist() == [[5, 6], [7, 9]]
+    assert mask.tolist() == [[1, 1], [1, 0]]
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    torch_dir = toy_model_dir(root / "torch")
+    for name in ("onnx", "int8"):
+        (root / name).mkdir()
+        file = export(torch_dir, root / name, "fp32" if name == "onnx" else "int8")
+        if name == "int8":
+            quantize_dynamic(file)
+    toy_model_dir(root / "bag", kind="bag")
+    return root
+
+
+def examples(count=23, seed=0):
+    random = np.random.default_rng(seed)
+    return [random.integers(5, 90, random.integers(1, 40)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["torch", "onnx", "int8", "bag"])
+def test_batching_does_not_change_answers(directories, name):
+    predictor = load_predictor(directories / name, threads=1)
+    assert predictor.labels == list(LABELS)
+    batch = examples()
+    together = predictor.predict(batch)
+    alone = np.concatenate([predictor.predict([example]) for example in batch])
+    assert together.dtype == np.float32 and together.shape == (len(batch), 2)
+    # Dynamic quantisation picks its scale from the whole batch, so there a neighbour may move a logit a little.
+    assert np.abs(together - alone).max() < (0.5 if name == "int8" else 1e-4)
+
+
+def test_empty_batch(directories):
+    assert load_predictor(directories / "torch", threads=1).predict([]).shape == (0, 2)
+
+
+def test_onnx_equals_torch(directories):
+    batch = examples()
+    reference = load_predictor(directories / "torch", threads=1).predict(batch)
+    assert np.abs(load_predictor(directories / "onnx", threads=1).predict(batch) - reference).max() < 1e-3
+
+
+def test_int8_is_close_and_smaller(directories):
+    batch = examples(200)
+    reference = load_predictor(directories / "torch", threads=1).predict(batch)
+    found = load_predictor(directories / "int8", threads=1).predict(batch)
+    assert (found.argmax(1) == reference.argmax(1)).mean() > 0.9
+    size = {name: (directories / name / "model.onnx").stat().st_size for name in ("onnx", "int8")}
+    assert size["int8"] < 0.8 * size["onnx"]
+
+
+def test_variant_file_names_the_runtime(directories):
+    assert read_variant(directories / "torch").runtime == "torch"
+    assert read_variant(directories / "int8") == Variant(runtime="onnxruntime", precision="int8")
+
+
+def test_unknown_runtime_and_missing_export(tmp_path):
+    directory = toy_model_dir(tmp_path / "m")
+    write_variant(directory, Variant(runtime="abacus"))
+    with pytest.raises(ConfigError, match=r"unknown runtime.*abacus.*valid: onnxruntime, torch"):
+        load_predictor(directory, threads=1)
+    write_variant(directory, Variant(runtime="onnxruntime"))
+    with pytest.raises(ModelError, match=r"no model\.onnx"):
+        load_predictor(directory, threads=1)

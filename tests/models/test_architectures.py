@@ -1,0 +1,82 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lspm_ray.errors import ModelError
+from lspm_ray.models.bag_of_ngrams import BagOfNgramsConfig, BagOfNgramsForSequenceClassification
+from lspm_ray.models.directory import load_model, save_model
+from lspm_ray.models.pruned import encoder_layers, head_count, shrink
+from tests.toys import toy_model, toy_tokenizer
+
+IDS = torch.tensor([[2, 40, 41, 42, 3], [2, 50, 3, 0, 0]])
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+def bag(**options):
+    torch.manual_seed(0)
+    config = BagOfNgramsConfig(vocab_size=100, buckets=512, embedding_size=4, id2label={0: "a", 1: "b"}, **options)
+    return BagOfNgramsForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"ngrams": 1}, {"ngrams": 3}, {"hidden_size": 6}])
+def test_bag_survives_saving(tmp_path, options):
+    model = bag(**options)
+    save_model(model, toy_tokenizer(), tmp_path)
+    assert torch.equal(load_model(tmp_path)(IDS, MASK).logits, model(IDS, MASK).logits)
+
+
+def test_bag_ignores_padding():
+    model = bag(ngrams=3)
+    alone = model(IDS[1:, :3], MASK[1:, :3]).logits
+    assert torch.allclose(model(IDS, MASK).logits[1:], alone, atol=1e-6)
+
+
+def test_bag_sees_order_only_through_ngrams():
+    swapped = IDS[:1, [0, 2, 1, 3, 4]]
+    one, two = bag(ngrams=1), bag(ngrams=2)
+    ones = torch.ones_like(swapped)
+    assert torch.allclose(one(IDS[:1], ones).logits, one(swapped, ones).logits, atol=1e-6)
+    assert not torch.allclose(two(IDS[:1], ones).logits, two(swapped, ones).logits, atol=1e-6)
+
+
+@settings(max_examples=40)
+@given(ids=st.lists(st.integers(0, 2**31), min_size=1, max_size=12), ngrams=st.integers(1, 5))
+def test_bag_features_stay_in_the_table(ids, ngrams):
+    model = bag(ngrams=ngrams)
+    tensor = torch.tensor([[i % 100 for i in ids]])
+    rows = model.features(tensor, torch.ones_like(tensor))
+    assert rows.min() >= 1
+    assert rows.max() < model.embedding.num_embeddings
+    assert rows.shape[1] == sum(len(ids) - n + 1 for n in range(1, min(ngrams, len(ids)) + 1))
+
+
+def test_bag_short_text_with_long_ngrams():
+    assert bag(ngrams=5)(IDS[:, :1], MASK[:, :1]).logits.shape == (2, 2)
+
+
+def test_shrinking_nothing_changes_nothing():
+    model = toy_model()
+    before = model(IDS, attention_mask=MASK).logits
+    for layer in encoder_layers(model):
+        shrink(layer, [0, 1], list(range(64)))
+    assert torch.allclose(model(IDS, attention_mask=MASK).logits, before, atol=1e-5)
+
+
+def test_removed_heads_and_neurons_no_longer_count():
+    model, masked = toy_model(), toy_model()
+    for layer in encoder_layers(masked):
+        with torch.no_grad():
+            layer.attention.output.dense.weight[:, :16] = 0
+            layer.output.dense.weight[:, 10:] = 0
+    for layer in encoder_layers(model):
+        shrink(layer, [1], list(range(10)))
+        assert head_count(layer) == 1
+    assert torch.allclose(
+        model(IDS, attention_mask=MASK).logits, masked(IDS, attention_mask=MASK).logits, atol=1e-5
+    )
+
+
+def test_family_that_cannot_be_pruned_is_named():
+    with pytest.raises(ModelError, match=r"lspm_bag_of_ngrams.*valid: bert"):
+        encoder_layers(bag())

@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lspm_ray.errors import ModelError
+from lspm_ray.models.directory import load_model, load_tokenizer, read_labels
+from lspm_ray.models.source import ModelConfig, copy, locate
+from tests.toys import LABELS, toy_model_dir
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    return toy_model_dir(tmp_path / "model")
+
+
+def edit(directory: Path, **changes) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_local_directory(directory):
+    assert locate(ModelConfig(name=str(directory))) == directory
+
+
+def test_folder_of_an_installed_package(tmp_path, monkeypatch):
+    package = tmp_path / "some_models"
+    toy_model_dir(package / "nested" / "model")
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert locate(ModelConfig(name="package:some_models/nested/model")) == package / "nested" / "model"
+    with pytest.raises(ModelError, match="no such folder in the package.*valid: nested/model"):
+        locate(ModelConfig(name="package:some_models/other"))
+    with pytest.raises(ModelError, match="no such folder"):
+        locate(ModelConfig(name="package:some_models/../outside"))
+
+
+def test_package_that_is_not_installed():
+    with pytest.raises(ModelError, match=r"no_such_package.*is not installed.*pip install no_such_package"):
+        locate(ModelConfig(name="package:no_such_package/model"))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_missing_directory_names_the_forms(name):
+    with pytest.raises(ModelError, match=r"model\.name: no such directory.*valid: org/model"):
+        locate(ModelConfig(name=name))
+
+
+def test_hub_without_network_is_an_error_not_a_hang():
+    with pytest.raises(ModelError, match="nor to be had from the Hub"):
+        locate(ModelConfig(name="some-org/no-such-model-here", revision="0" * 40))
+
+
+@pytest.mark.parametrize("key", ["auto_map", "_attn_implementation_internal"])
+def test_models_that_bring_code_are_refused(directory, key):
+    edit(directory, **{key: {"AutoModel": "evil.Model"}})
+    with pytest.raises(ModelError, match=f"{key}: models that bring code are refused"):
+        locate(ModelConfig(name=str(directory)))
+
+
+def test_pickled_weights_are_refused(directory):
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="can run code when loaded"):
+        locate(ModelConfig(name=str(directory)))
+
+
+def test_model_without_a_tokenizer(directory):
+    for file in ("tokenizer.json", "vocab.txt"):
+        (directory / file).unlink(missing_ok=True)
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        locate(ModelConfig(name=str(directory)))
+
+
+def test_directory_that_is_no_model(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        locate(ModelConfig(name=str(tmp_path)))
+
+
+def test_broken_config(directory):
+    (directory / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        locate(ModelConfig(name=str(directory)))
+
+
+def test_torn_weights_are_an_error(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="does not load"):
+        load_model(directory)
+
+
+def test_copy_takes_nothing_that_could_carry_code(directory, tmp_path):
+    for name in ("evil.py", "evil.bin", "evil.pkl", "evil.pt"):
+        (directory / name).write_text("x")
+    copy(directory, tmp_path / "copy")
+    names = {f.name for f in (tmp_path / "copy").iterdir()}
+    assert "model.safetensors" in names and not any(name.startswith("evil") for name in names)
+    assert load_tokenizer(tmp_path / "copy")("good dress")["input_ids"]
+
+
+def test_fresh_head_takes_new_labels(directory):
+    assert read_labels(directory) == list(LABELS)
+    model = load_model(directory, labels=["a", "b", "c"])
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.classifier.out_features == 3
