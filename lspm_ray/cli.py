@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _stage_command(name: str, help_text: str) -> None:
     def command(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-        from lspm_ray import running
+        from lspm_ray.commands.run import run
 
-        running.run(config, overrides or [], name, dry_run=dry_run, quiet=quiet)
+        run(config, overrides or [], name, dry_run=dry_run, quiet=quiet)
 
     command.__doc__ = help_text
     app.command(name, help=help_text)(command)
@@ -62,16 +62,16 @@ _stage_command("select", "Choose what to serve and certify it.")
 _stage_command("run", "All stages, and the report.")
 
 
-@app.command()
-def status(config: ConfigPath, overrides: Overrides = None) -> None:
+@app.command("status")
+def status_command(config: ConfigPath, overrides: Overrides = None) -> None:
     """Show stages, artifacts and digests, and what to type next."""
-    from lspm_ray import running
+    from lspm_ray.commands.run import status
 
-    running.status(config, overrides or [])
+    status(config, overrides or [])
 
 
-@app.command()
-def serve(
+@app.command("serve")
+def serve_command(
     config: ConfigPath,
     overrides: Overrides = None,
     detach: Annotated[
@@ -81,21 +81,21 @@ def serve(
     dry_run: DryRun = False,
 ) -> None:
     """Deploy the plan on Ray Serve."""
-    from lspm_ray import endpoint
+    from lspm_ray.commands.serve import serve
 
-    endpoint.serve(config, overrides or [], detach=detach, render_only=render, dry_run=dry_run)
+    serve(config, overrides or [], detach=detach, render_only=render, dry_run=dry_run)
 
 
-@app.command()
-def stop(config: ConfigPath, overrides: Overrides = None) -> None:
+@app.command("stop")
+def stop_command(config: ConfigPath, overrides: Overrides = None) -> None:
     """Stop what `lspm serve --detach` started."""
-    from lspm_ray import endpoint
+    from lspm_ray.commands.serve import stop
 
-    endpoint.stop(config, overrides or [])
+    stop(config, overrides or [])
 
 
-@app.command()
-def predict(
+@app.command("predict")
+def predict_command(
     config: ConfigPath,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="texts to answer")] = None,
     file: Annotated[str | None, typer.Option("--file", "-f", help="Parquet, CSV or JSON Lines file of texts")] = None,
@@ -108,10 +108,10 @@ def predict(
     overrides: SetOption = None,
 ) -> None:
     """Ask the endpoint, or run the same plan over a file without one."""
-    from lspm_ray import asking
+    from lspm_ray.commands.predict import Request, predict
 
-    request = asking.Request(texts=texts or [], file=file, out=out, sample=sample, offline=offline, url=url)
-    asking.predict(config, overrides or [], request)
+    request = Request(texts=texts or [], file=file, out=out, sample=sample, offline=offline, url=url)
+    predict(config, overrides or [], request)
 
 
 if __name__ == "__main__":

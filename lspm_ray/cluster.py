@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
 
     Args:
         config: which cluster.
-        log_file: what Ray's workers print goes there instead of the terminal (only for a cluster started here).
+        log_file: what Ray and its workers print goes there instead of the terminal.
 
     Raises:
         ResourceError: no cluster answers at the address.
@@ -92,16 +93,36 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
             "object_store_memory": config.object_store_mb * 2**20,
             "_temp_dir": temporary,
         }
+    with _stderr_to(log_file):
+        try:
+            _init(options)
+            configure_data()
+            yield
+        finally:
+            if log_file is not None and temporary is not None:
+                collect_logs(Path(temporary), log_file)
+            ray.shutdown()
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _stderr_to(log_file: Path | None) -> Iterator[None]:
+    """Send this process's standard error to the log: Ray's C++ core writes there, past every Python setting."""
+    if log_file is None:
+        yield
+        return
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    terminal = os.dup(2)
     try:
-        _init(options)
-        configure_data()
+        with log_file.open("ab") as log:
+            os.dup2(log.fileno(), 2)
         yield
     finally:
-        if log_file is not None and temporary is not None:
-            collect_logs(Path(temporary), log_file)
-        ray.shutdown()
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _init(options: dict[str, Any]) -> None:

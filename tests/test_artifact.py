@@ -160,9 +160,7 @@ def test_remote_store_downloads_once_and_verifies(tmp_path, monkeypatch):
     remote = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
     (tmp_path / "bucket").mkdir()
     local = module.filesystem
-    monkeypatch.setattr(
-        module, "filesystem", lambda uri: (remote, uri[6:]) if uri.startswith("mem://") else local(uri)
-    )
+    monkeypatch.setattr(module, "filesystem", lambda uri: (remote, uri[6:]) if uri.startswith("mem://") else local(uri))
     artifact = make(ArtifactStore("mem://bucket"))
     copy = artifact.local()
     assert copy.is_relative_to(tmp_path / "cache")

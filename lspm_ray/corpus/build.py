@@ -29,6 +29,7 @@ from lspm_ray.corpus.split import shares_by_hash
 from lspm_ray.corpus.staging import Staging
 from lspm_ray.corpus.stats import Histogram, add_counts, majority_share
 from lspm_ray.errors import DataError
+from lspm_ray.progress import Report
 from lspm_ray.tasks import Task
 
 LABELS_FILE = "labels.json"
@@ -40,8 +41,6 @@ Step = Callable[[Item], dict[str, Any]]
 Execute = Callable[[Step, Sequence[Item]], Iterator[tuple[int, dict[str, Any]]]]
 """Runs a step on every item, in any order, and yields (index of the item, result). Items and results are JSON types;
 a step may run twice on an item, with the same effect as once."""
-
-Progress = Callable[[str], None]
 
 
 def run_serially(step: Step, items: Sequence[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -87,7 +86,7 @@ class Build:
     staging: Staging
     layout: Layout
     execute: Execute
-    progress: Progress
+    progress: Report
 
     def run(self, draft: Draft) -> None:
         """Write the corpus into `draft`.
@@ -112,7 +111,7 @@ class Build:
         counts = kept.counts.sum(axis=0)
         warnings = check_counts(counts, labels, self.config.splits.shares(), self.config.split_column is not None)
         for warning in warnings:
-            self.progress(f"warning: {warning}")
+            self.progress(f"! {warning}")
         lengths = self._pack(draft.uri, chunks, kept)
         self._quarantine(draft, units)
         notes = add_counts([scan["notes"] for scan in scans])

@@ -13,16 +13,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lspm_ray import errors
-from lspm_ray.artifact import Artifact, ArtifactStore, join
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft, join
 from lspm_ray.cluster import totals
 from lspm_ray.config import digest_of
-from lspm_ray.corpus.build import Build, Execute, Item, Progress, Step
+from lspm_ray.corpus.build import Build, Execute, Item, Step
 from lspm_ray.corpus.check import check_columns
 from lspm_ray.corpus.config import DataConfig
 from lspm_ray.corpus.labels import LabelSet
 from lspm_ray.corpus.sources import Layout, fingerprint_sources
 from lspm_ray.corpus.staging import Staging
 from lspm_ray.errors import ResourceError, UserError
+from lspm_ray.progress import Report
 from lspm_ray.tasks import Task
 
 STAGE = "prepare"
@@ -35,7 +36,7 @@ def prepare(
     task: Task,
     tokenizer_artifact: Artifact,
     store: ArtifactStore,
-    progress: Progress,
+    progress: Report,
     *,
     layout: Layout | None = None,
     execute: Execute | None = None,
@@ -66,20 +67,17 @@ def prepare(
     settings = key_of(config, task)
     parents = {"model": tokenizer_artifact.digest}
     key = store.key(STAGE, settings, parents)
-    found = store.find(STAGE, key)
-    if found is not None:
-        progress("unchanged: the corpus is there")
-        return found
-    preview = check_columns(config)
-    progress(f"{preview.files} files, {preview.bytes / 2**20:.1f} MiB")
-    staging = Staging(join(store.work_uri(STAGE, key), digest_of(vars(layout))[:8]))
+
+    def build(draft: Draft) -> None:
+        preview = check_columns(config)
+        progress(f"{preview.files} files, {preview.bytes / 2**20:.1f} MiB")
+        staging = Staging(join(store.work_uri(STAGE, key), digest_of(vars(layout))[:8]))
+        Build(config, task, tokenizer_artifact, staging, layout, execute or run_on_ray, progress).run(draft)
+
     try:
-        with store.create(STAGE, settings, parents, key=key) as draft:
-            Build(config, task, tokenizer_artifact, staging, layout, execute or run_on_ray, progress).run(draft)
+        return store.make(STAGE, settings, parents, build)
     except OSError as error:
         raise _write_error(error) from None
-    store.clear_work(STAGE, key)
-    return store.get(f"{STAGE}-{key}")
 
 
 def key_of(config: DataConfig, task: Task) -> dict[str, Any]:

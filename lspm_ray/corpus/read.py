@@ -382,11 +382,10 @@ def _jsonl_lines(unit: Unit) -> Iterator[Line | Rejected]:
 
 def _jsonl_columns(file: SourceFile, config: DataConfig) -> list[str]:
     keys: dict[str, None] = {}
+    array = False
     for index, item in enumerate(_jsonl_lines(Unit(0, file, 0, 1))):
         if isinstance(item, Line):
-            if index == 0 and item.content.strip() in (b"[", b"[{"):
-                hint = "The file holds one JSON array; write one object per line"
-                raise DataError("not JSON Lines", field="data.source", value=file.uri, hint=hint)
+            array = array or (index == 0 and item.content.startswith(b"["))
             try:
                 value = json.loads(item.content)
             except (ValueError, RecursionError):
@@ -394,9 +393,9 @@ def _jsonl_columns(file: SourceFile, config: DataConfig) -> list[str]:
             keys.update(dict.fromkeys(value) if isinstance(value, dict) else {})
         if index >= _PEEK_ROWS:
             break
-    if not keys:
+    if array or not keys:
         raise DataError(
-            "none of its first lines is a JSON object",
+            "the file holds one JSON array" if array else "none of its first lines is a JSON object",
             field="data.source",
             value=file.uri,
             hint="JSON Lines has one object per line",

@@ -21,9 +21,9 @@ from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, outputs, read_outputs
 from lspm_ray.models.directory import load_tokenizer, read_variant
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, linear, majority
 from lspm_ray.profiling.measure import Bench, size_mb, summarize
+from lspm_ray.profiling.pareto import Point, dominated_by
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.progress import Report
-from lspm_ray.profiling.pareto import Point, dominated_by
 from lspm_ray.tasks import Encoded, Task
 
 STAGE = "profile"

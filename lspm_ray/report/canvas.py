@@ -93,7 +93,7 @@ def draw(paint: Callable[[Figure], None], width_in: float, height_in: float, cap
         figure = Figure(figsize=(width_in, height_in), dpi=72, layout="constrained")
         paint(figure)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing, bbox_inches="tight", pad_inches=0.05)
     return inline(stream.getvalue(), caption)
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lspm_ray.compression.recipe import FULL
-from lspm_ray.report import figures, tables, words
+from lspm_ray.report import tables, words
+from lspm_ray.report.figures.confusion import MOST_CLASSES, confusion
+from lspm_ray.report.figures.latency import latency
+from lspm_ray.report.figures.learning import learning_curves
+from lspm_ray.report.figures.lengths import token_lengths
+from lspm_ray.report.figures.pareto import pareto
+from lspm_ray.report.figures.reliability import reliability
+from lspm_ray.report.figures.risk import risk_curve
+from lspm_ray.report.figures.series import short
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.markup import Child, Html, element, join, name
 from lspm_ray.report.theme import style_sheet
@@ -27,29 +35,22 @@ def render(findings: Findings) -> str:
         element("title", title),
         element("style", Html(style_sheet())),
     )
-    sections = [section for section in (_section(findings, *entry) for entry in _SECTIONS) if section]
+    sections = [
+        element("section", element("h2", text), content(findings), id=anchor) for anchor, text, content in _SECTIONS
+    ]
     body = element("body", _header(findings, title), element("main", sections), _footer(findings))
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
 def _task(findings: Findings) -> str:
     labels = findings.labels
-    names = " / ".join(figures.short(label) for label in labels) if len(labels) <= 4 else f"{len(labels)} classes"
+    names = " / ".join(short(label) for label in labels) if len(labels) <= 4 else f"{len(labels)} classes"
     return f"{str(findings.task.get('task', 'task')).replace('_', ' ')}, {names}"
-
-
-def _section(findings: Findings, id: str, title: str, content: Callable[[Findings], Child]) -> Html | None:
-    inner = content(findings)
-    if not inner:
-        return None
-    return element("section", element("h2", title), inner, id=id)
 
 
 def _header(findings: Findings, title: str) -> Html:
     made = f"Measured on {words.hardware(findings.hardware)}; {words.moment(findings.date)} UTC."
-    links = [
-        element("li", element("a", title, href=f"#{id}")) for id, title, content in _SECTIONS if content(findings)
-    ]
+    links = [element("li", element("a", text, href=f"#{anchor}")) for anchor, text, _ in _SECTIONS]
     return element(
         "header",
         element("h1", title),
@@ -68,15 +69,15 @@ def _tiles(findings: Findings) -> Html:
     names = [name(stage.model.name) for stage in plan.stages]
     serves: Child = names[0] if len(names) == 1 else [names[0], " → ", names[1]]
     accuracy, full = expected["test_accuracy"], expected["test_full_accuracy"]
-    gap = "the full model itself" if plan.stages[0].model.name == FULL else f"full model alone {words.percent(full)} %"
+    gap = "the full model itself" if plan.stages[0].model.name == FULL else f"full model alone {words.percents(full)}"
     tiles = [
         ("serves", serves, "first answer, then escalation" if len(names) == 2 else "alone"),
-        ("expected cost", f"{words.times(expected['cost'])} ×", words.saving(expected["cost"])),
-        ("escalated", f"{words.percent(expected['escalation_rate'])} %", _escalation_note(findings)),
-        ("accuracy on test", f"{words.percent(accuracy)} %", gap),
+        ("expected cost", f"{words.times(expected['cost'])} {words.TIMES}", words.saving(expected["cost"])),
+        ("escalated", f"{words.percents(expected['escalation_rate'])}", _escalation_note(findings)),
+        ("accuracy on test", f"{words.percents(accuracy)}", gap),
     ]
     if findings.certificate is not None:
-        bound = f"measured bound {words.percent(findings.certificate.upper_bound, 2)} %"
+        bound = f"measured bound {words.percents(findings.certificate.upper_bound, 2)}"
         tiles.append(("certified loss, at most", words.level(findings.certificate.alpha), bound))
     return element(
         "dl",
@@ -92,7 +93,7 @@ def _escalation_note(findings: Findings) -> str:
     if len(findings.plan.stages) == 1:
         return "one model answers all"
     on_test = findings.plan.expected.get("test_escalation_rate")
-    return "of requests go to full" + (f"; {words.percent(on_test)} % on test" if on_test is not None else "")
+    return "of requests go to full" + (f"; {words.percents(on_test)} on test" if on_test is not None else "")
 
 
 def _verdict(findings: Findings) -> Html:
@@ -107,10 +108,9 @@ def _verdict(findings: Findings) -> Html:
 def _variants(findings: Findings) -> Child:
     plan = next(a for a in findings.alternatives if a.kind == "plan")
     point = plan if len(findings.plan.stages) == 2 else None
-    draw = figures.pareto
     shown = findings.variants
     majority = [v for v in shown if v.cost <= 0]
-    left_out = "; ".join(f"{v.name} ({words.percent(v.test.accuracy.value)} % accuracy)" for v in majority)
+    left_out = "; ".join(f"{v.name} ({words.percents(v.test.accuracy.value)} accuracy)" for v in majority)
     note = (
         "Cheaper is left, better is up. Bars are intervals. The line joins the variants that no other dominates, which "
         "is decided on the selection split, so it may bend here. Hollow: dominated, or (squares) a baseline."
@@ -119,8 +119,8 @@ def _variants(findings: Findings) -> Child:
     )
     pair = element(
         "div",
-        _figure(draw(shown, point, FULL, "accuracy", id="pareto")),
-        _figure(draw(shown, None, FULL, "balanced_accuracy", id="pareto-balanced")),
+        _figure(pareto(shown, point, FULL, "accuracy", anchor="pareto")),
+        _figure(pareto(shown, None, FULL, "balanced_accuracy", anchor="pareto-balanced")),
         class_="pair",
     )
     return [
@@ -131,7 +131,7 @@ def _variants(findings: Findings) -> Child:
         element("h3", "Speed and size"),
         tables.speed(findings),
         _figure(
-            figures.latency(findings.variants, FULL, id="latency"),
+            latency(findings.variants, FULL, anchor="latency"),
             "From token ids to answer, medians over the rounds. Hollow: dominated.",
         ),
     ]
@@ -163,7 +163,7 @@ def _risk(findings: Findings) -> Child:
         " is trusted with more answers. Thresholds are walked from strict to lenient and stop before the bound "
         "crosses the promise; all that were certified are shaded.",
     ]
-    return _figure(figures.risk_curve(findings.curve, validator, findings.promise.risk, id="risk"), note)
+    return _figure(risk_curve(findings.curve, validator, findings.promise.risk, anchor="risk"), note)
 
 
 def _certificate(findings: Findings) -> Child:
@@ -209,9 +209,10 @@ def _on_test(findings: Findings) -> str:
     if "test_risk" not in expected or findings.certificate is None:
         return ""
     return (
-        f"{words.percent(expected['test_risk'], 2)} % of the answers were {words.loss_in_words(findings.certificate.risk)}; "
-        f"accuracy was {words.percent(expected['test_accuracy'], 2)} %, of the full model alone "
-        f"{words.percent(expected['test_full_accuracy'], 2)} %."
+        f"{words.percents(expected['test_risk'], 2)} of the answers were "
+        f"{words.loss_in_words(findings.certificate.risk)}; "
+        f"accuracy was {words.percents(expected['test_accuracy'], 2)}, of the full model alone "
+        f"{words.percents(expected['test_full_accuracy'], 2)}."
     )
 
 
@@ -224,13 +225,14 @@ def _rejected(findings: Findings) -> Child:
 def _calibration(findings: Findings) -> Child:
     drawn = [
         _figure(
-            figures.reliability(model, len(findings.labels), id=f"calibration-{index}"),
+            reliability(model, anchor=f"calibration-{index}"),
             [element("strong", name(model.model)), f", temperature {model.temperature:.3g}"],
         )
         for index, model in enumerate(findings.reliability)
     ]
     note = (
-        "Does a confidence of 80 % mean that 80 % are right? Bins of equal mass on test, bars are 95 % intervals. "
+        f"Does a confidence of 80{words.PERCENT} mean that 80{words.PERCENT} are right? Bins of equal mass on test, "
+        f"with 95{words.PERCENT} intervals. "
         "Temperatures were fitted on the selection split; answers do not change with them, probabilities do."
     )
     return [element("p", note), element("div", drawn, class_="pair")]
@@ -239,14 +241,14 @@ def _calibration(findings: Findings) -> Child:
 def _confusion(findings: Findings) -> Child:
     drawn = [
         _figure(
-            figures.confusion(matrix, findings.labels, model, id=f"confusion-{index}"),
+            confusion(matrix, findings.labels, model, anchor=f"confusion-{index}"),
             [element("strong", name(model)), ", on test, before any escalation"],
         )
         for index, (model, matrix) in enumerate(findings.confusion.items())
     ]
     few = len(findings.labels) <= 8
-    note = f"The {figures.MOST_CLASSES - 1} most frequent classes are shown, the others added up. "
-    more = note if len(findings.labels) > figures.MOST_CLASSES else ""
+    note = f"The {MOST_CLASSES - 1} most frequent classes are shown, the others added up. "
+    more = note if len(findings.labels) > MOST_CLASSES else ""
     text = f"{more}Rows are true classes, columns predicted ones; the shade is the share of the true class."
     return [element("p", text), element("div", drawn, class_="pair" if few else None)]
 
@@ -254,7 +256,7 @@ def _confusion(findings: Findings) -> Child:
 def _training(findings: Findings) -> Child:
     settings = ", ".join(f"{key} {value}" for key, value in findings.training.settings.items())
     return [
-        _figure(figures.learning_curves(findings.training, id="learning")),
+        _figure(learning_curves(findings.training, anchor="learning")),
         tables.epochs(findings),
         element("p", f"Settings: {settings}.", class_="note"),
     ]
@@ -268,7 +270,7 @@ def _data(findings: Findings) -> Child:
         tables.rows_used(findings),
         element("p", "Noted and used all the same: ", "; ".join(notes), ".", class_="note") if notes else None,
         tables.classes(findings),
-        _figure(figures.token_lengths(data, id="lengths"), _length_note(findings)),
+        _figure(token_lengths(data, anchor="lengths"), _length_note(findings)),
     ]
 
 
@@ -277,8 +279,8 @@ def _length_note(findings: Findings) -> str:
     split = data.splits[0]
     length = data.token_length[split]
     return (
-        f"Tokens per text, special tokens included, all splits. In {split}: mean {length.mean:.1f}, median {length.p50}, "
-        f"95 % have at most {length.p95}, the longest {length.max}."
+        f"Tokens per text, special tokens included, all splits. In {split}: mean {length.mean:.1f}, "
+        f"median {length.p50}, 95{words.PERCENT} have at most {length.p95}, the longest {length.max}."
     )
 
 

@@ -12,6 +12,9 @@ Box = tuple[float, float, float, float]
 _DIRECTIONS = 16
 _RADII = (7.0, 12.0, 20.0, 32.0, 46.0, 64.0, 90.0)
 _GRID_STEP = 6.0
+_OWN = 5.0
+_OTHERS = 9.0
+"""Half the side of the square around a point that its own label, or another, may not enter."""
 
 
 def place(points: Sequence[Point], sizes: Sequence[Point], obstacles: Sequence[Box], bounds: Box) -> list[Box]:
@@ -21,15 +24,16 @@ def place(points: Sequence[Point], sizes: Sequence[Point], obstacles: Sequence[B
     below before the directions between, then anywhere inside the bounds. Where all is full, the least overlap counts.
 
     Args:
-        points: what the labels name.
+        points: what the labels name; labels keep away from their own, and further away from those of others.
         sizes: width and height of each label.
-        obstacles: boxes to keep clear, those around the points among them.
+        obstacles: more boxes to keep clear.
         bounds: boxes stay inside, if they fit at all.
     """
     order = sorted(range(len(points)), key=lambda i: (-_crowd(points, i), points[i], i))
     placed: dict[int, Box] = {}
     for index in order:
-        taken = [*obstacles, *placed.values()]
+        markers = [_around(p, _OWN if i == index else _OTHERS) for i, p in enumerate(points)]
+        taken = [*obstacles, *markers, *placed.values()]
         placed[index] = _nearest_free(points[index], sizes[index], taken, bounds)
     return [placed[index] for index in range(len(points))]
 
@@ -107,6 +111,10 @@ def _inside(box: Box, bounds: Box) -> Box:
     left = max(bounds[0], min(box[0], bounds[2] - width))
     bottom = max(bounds[1], min(box[1], bounds[3] - height))
     return _box(left, bottom, (width, height))
+
+
+def _around(point: Point, half: float) -> Box:
+    return (point[0] - half, point[1] - half, point[0] + half, point[1] + half)
 
 
 def _box(left: float, bottom: float, size: Point) -> Box:

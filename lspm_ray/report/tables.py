@@ -14,6 +14,7 @@ Cells = Callable[[VariantProfile], list[Html]]
 
 TALL_FROM = 13
 """Rows from which a table scrolls inside its own frame."""
+RELATIVE = f"{words.TIMES} full"
 _KINDS = {
     "plan": "the plan",
     "full": "full model alone",
@@ -28,7 +29,7 @@ _MOST_TINT_PERCENT = 45.0
 def alternatives(findings: Findings) -> Html:
     """The plan beside what else could be served."""
     caption = "The plan and what else could be served. Accuracy on test, with intervals; cost per request."
-    heads = [_head("what"), _head("accuracy", "%"), _head("cost", "× full"), _head("certified")]
+    heads = [_head("what"), _head("accuracy", "%"), _head("cost", RELATIVE), _head("certified")]
     rows = [
         _row(
             _alternative(a),
@@ -44,9 +45,9 @@ def quality(findings: Findings) -> Html:
     """Quality of every variant on test, with intervals."""
     metrics = findings.variants[0].test
     caption = (
-        f"Quality on the test split: {words.count(metrics.n)} rows that nothing was trained or chosen on. Small figures "
-        f"are {words.level(metrics.confidence)} intervals. Macro recall is balanced accuracy. The difference from full "
-        "is paired: both models on the same rows."
+        f"Quality on the test split: {words.count(metrics.n)} rows that nothing was trained or chosen on. "
+        f"Small figures are {words.level(metrics.confidence)} intervals. Macro recall is balanced accuracy. "
+        "The difference from full is paired: both models on the same rows."
     )
     heads = [
         _head("variant"),
@@ -58,9 +59,8 @@ def quality(findings: Findings) -> Html:
         _head("log-loss", "nats per row"),
         _head("calibration error", "%"),
         _head("same answer as full", "%"),
-        _head("standing", text=True),
     ]
-    return _variant_table("quality", caption, heads, findings, lambda v: _quality_cells(v, findings))
+    return _variant_table("quality", caption, heads, findings, _quality_cells)
 
 
 def speed(findings: Findings) -> Html:
@@ -68,22 +68,21 @@ def speed(findings: Findings) -> Html:
     sizes = batch_sizes(findings)
     threads = next((v.speed.threads for v in findings.variants if v.speed), 0)
     caption = (
-        f"Speed and size, on {words.hardware(findings.hardware)} with {threads} CPU thread{'s' if threads != 1 else ''}; "
-        f"medians over {findings.rounds} interleaved round{'s' if findings.rounds != 1 else ''}. Cost is time per row at "
-        f"the best batch size, {words.significant(findings.encode_ms)} ms for tokenising included. Baselines are "
+        f"Speed and size with {words.counted(threads, 'CPU thread')} on {words.hardware(findings.hardware)}; medians "
+        f"over {words.counted(findings.rounds, 'interleaved round')}. Latency is that of one row alone. Cost is time per "
+        f"row at the best batch size, {words.significant(findings.encode_ms)} ms for tokenising included. Baselines are "
         "measured for quality and cost alone."
     )
     heads = [
         _head("variant"),
-        _head("cost", "× full"),
-        _head("latency p50", "ms, batch of 1"),
-        _head("latency p99", "ms, batch of 1"),
+        _head("cost", RELATIVE),
+        _head("latency p50", "ms"),
+        _head("latency p99", "ms"),
         *(_head(f"throughput at {size}", "rows/s") for size in sizes),
         _head("peak memory", "MB"),
         _head("size", "MB"),
         _head("load time", "s"),
-        _head("runtime", text=True),
-        _head("made by", text=True),
+        _head("runtime and making", text=True),
     ]
     return _variant_table("speed", caption, heads, findings, lambda v: _speed_cells(v, sizes))
 
@@ -93,8 +92,8 @@ def recall_change(findings: Findings) -> Html:
     compressed = [v for v in findings.variants if v.servable and v.against_full is not None]
     full = next(v for v in findings.variants if v.against_full is None)
     caption = (
-        "Recall of each class on test: of the full model with its interval, and the change in percentage points in each "
-        "variant. Few rows make large changes likely by chance."
+        "Recall of each class on test: of the full model with its interval, and the change in percentage points in "
+        "each variant. Few rows make large changes likely by chance."
     )
     heads = [_head("class"), _head("rows"), _head("full", "%"), *(_head(name(v.name), "points") for v in compressed)]
     rows = []
@@ -111,7 +110,7 @@ def rejected(findings: Findings) -> Html:
     heads = [
         _head("variant"),
         _head("why it is not served", text=True),
-        _head("cost", "× full"),
+        _head("cost", RELATIVE),
         _head("escalated", "%"),
     ]
     rows = []
@@ -202,20 +201,22 @@ def batch_sizes(findings: Findings) -> list[int]:
     return sorted({size for v in findings.variants if v.speed for size in v.speed.rows_per_s})
 
 
-def _variant_table(id: str, caption: str, heads: Sequence[Html], findings: Findings, cells: Cells) -> Html:
+def _variant_table(anchor: str, caption: str, heads: Sequence[Html], findings: Findings, cells: Cells) -> Html:
     served = {stage.model.name for stage in findings.plan.stages}
-    models, baselines = [], []
+    models: list[Html] = []
+    baselines: list[Html] = []
     for v in findings.variants:
+        head = [name(v.name), element("span", _standing(v, findings), class_="range")]
         mark = "served" if v.name in served else "dominated" if v.dominated_by else None
-        (models if v.servable else baselines).append(_row(name(v.name), cells(v), mark))
+        (models if v.servable else baselines).append(_row(head, cells(v), mark))
     bodies = [element("tbody", models)]
     if baselines:
         group = element("th", "baselines, for comparison: never served", colspan=str(len(heads)), scope="rowgroup")
         bodies.append(element("tbody", element("tr", group, class_="group"), baselines, class_="baselines"))
-    return _table(id, caption, heads, bodies)
+    return _table(anchor, caption, heads, bodies)
 
 
-def _quality_cells(v: VariantProfile, findings: Findings) -> list[Html]:
+def _quality_cells(v: VariantProfile) -> list[Html]:
     test = v.test
     return [
         _estimated(test.accuracy),
@@ -226,18 +227,17 @@ def _quality_cells(v: VariantProfile, findings: Findings) -> list[Html]:
         _estimated(test.log_loss, 1, 3),
         _estimated(test.calibration_error),
         _cell(words.percent(v.agreement)),
-        _text(_standing(v, findings)),
     ]
 
 
 def _speed_cells(v: VariantProfile, sizes: Sequence[int]) -> list[Html]:
-    made = " → ".join(words.spec(step, "method") for step in v.recipe) or MADE_OF_NOTHING[v.servable]
+    made = " → ".join(words.spec(step, "method") for step in v.recipe) or None
     runtime = f"{v.runtime}, {v.precision}" if v.servable else v.runtime
-    return [_cell(words.times(v.cost)), *_measured(v.speed, sizes), _text(runtime), _text(made)]
-
-
-MADE_OF_NOTHING = {True: "fine-tuning alone", False: words.MISSING}
-"""What stands for an empty recipe, by whether the variant can be served."""
+    return [
+        _cell(words.times(v.cost)),
+        *_measured(v.speed, sizes),
+        _text([runtime, element("span", made, class_="range")]),
+    ]
 
 
 def _measured(speed: Speed | None, sizes: Sequence[int]) -> list[Html]:
@@ -274,8 +274,8 @@ def _standing(v: VariantProfile, findings: Findings) -> Child:
             return _badge("serves alone", on=True)
         return _badge("answers first" if v.name == stages[0] else "answers the rest", on=True)
     if v.dominated_by:
-        return [_badge("dominated"), " by ", name(v.dominated_by)]
-    return _badge("on the front") if v.servable else _badge("baseline")
+        return ["dominated by ", name(v.dominated_by)]
+    return "on the front" if v.servable else None
 
 
 def _alternative(a: Alternative) -> list[Html]:
@@ -328,8 +328,10 @@ def _row(head: Child, cells: Iterable[Html], mark: str | None = None) -> Html:
     return element("tr", element("th", head, scope="row"), cells, class_=mark)
 
 
-def _table(id: str, caption: str, heads: Sequence[Html], bodies: Sequence[Html], *, tall: bool = False) -> Html:
-    table = element("table", element("caption", caption), element("thead", element("tr", heads)), bodies, id=f"t-{id}")
+def _table(anchor: str, caption: str, heads: Sequence[Html], bodies: Sequence[Html], *, tall: bool = False) -> Html:
+    table = element(
+        "table", element("caption", caption), element("thead", element("tr", heads)), bodies, id=f"t-{anchor}"
+    )
     return element(
         "div", table, class_="scroll tall" if tall else "scroll", role="region", tabindex="0", aria_label=caption[:80]
     )

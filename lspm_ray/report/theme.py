@@ -89,9 +89,10 @@ nav a:hover{text-decoration:underline}
 .tall{max-height:30rem;overflow-y:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:max-content}
 caption{text-align:left;padding:0 0 .5rem;max-width:48rem;white-space:normal;position:sticky;left:0}
-th,td{padding:.38rem .7rem;text-align:right;vertical-align:top;border-bottom:1px solid var(--faint);white-space:nowrap}
-thead th{border-bottom:2px solid var(--faint);vertical-align:bottom;font-weight:600;background:var(--paper)}
-th .unit,.range{display:block;font-weight:400;color:var(--muted);font-size:.8rem}
+th,td{padding:.38rem .6rem;text-align:right;vertical-align:top;border-bottom:1px solid var(--faint);white-space:nowrap}
+thead th{border-bottom:2px solid var(--faint);vertical-align:bottom;font-weight:600;background:var(--paper);
+ white-space:normal;max-width:7.2rem;overflow-wrap:break-word}
+th .unit,.range{display:block;white-space:normal;font-weight:400;color:var(--muted);font-size:.8rem}
 .tall thead th{position:sticky;top:0;z-index:2}
 tbody th{text-align:left;font-weight:600;position:sticky;left:0;background:var(--paper);z-index:1;
  min-width:8rem;max-width:17rem;white-space:normal;overflow-wrap:anywhere}

@@ -6,33 +6,38 @@ from typing import Any
 
 from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.report.findings import Findings
+from lspm_ray.report.markup import Child, element, name
 
 MINUS = "\N{MINUS SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
+PERCENT = f"{THIN}%"
+TIMES = "\N{MULTIPLICATION SIGN}"
 EN_DASH = "\N{EN DASH}"
 MISSING = EN_DASH
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """With at least `digits` significant digits, never in scientific notation from 0.0001 up: 1234, 12.3, 0.0123."""
+    """With at least `digits` significant digits, not in scientific notation from 0.0001 up: 1,234, 12.3, 0.0120."""
     if value == 0:
         return "0"
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}".replace("-", MINUS)
-    text = f"{value:.{digits}g}"
-    if "e" in text:
-        return text.replace("e-0", "e-").replace("-", MINUS)
-    return text.replace("-", MINUS)
+    return f"{value:#.{digits}g}".rstrip(".").replace("-", MINUS)
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as percent, without the sign: 0.9012 is `90.1`."""
+    """A share as a number of percent, for columns that name the unit: 0.9012 is `90.1`."""
     return f"{100 * share:.{digits}f}".replace("-", MINUS)
+
+
+def percents(share: float, digits: int = 1) -> str:
+    """The same with its unit, for sentences: 0.9012 is `90.1 %`."""
+    return percent(share, digits) + PERCENT
 
 
 def level(share: float) -> str:
     """A share that somebody chose, as percent with as few digits as it has: 0.01 is `1 %`, 0.005 `0.5 %`."""
-    return f"{100 * share:.6g}{THIN}%"
+    return f"{100 * share:.6g}{PERCENT}"
 
 
 def points(change: float, digits: int = 1) -> str:
@@ -52,6 +57,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 round`, `3 rounds`."""
+    return f"{count(number)} {noun}" + ("" if number == 1 else "s")
+
+
 def times(cost: float) -> str:
     """A cost relative to the full model."""
     return significant(cost, 3)
@@ -60,8 +70,8 @@ def times(cost: float) -> str:
 def saving(cost: float) -> str:
     """What a relative cost saves, in words."""
     if cost >= 1:
-        return "no saving" if round(cost, 2) == 1 else f"{percent(cost - 1, 0)}{THIN}% more than the full model alone"
-    return f"{percent(1 - cost, 0)}{THIN}% less than the full model alone"
+        return "no saving" if round(cost, 2) == 1 else f"{percents(cost - 1, 0)} more than the full model alone"
+    return f"{percents(1 - cost, 0)} less than the full model alone"
 
 
 def spec(step: dict[str, Any], kind: str) -> str:
@@ -84,19 +94,16 @@ def loss_in_words(risk: str) -> str:
     return "other than the full model's would have been"
 
 
-def headline(findings: Findings) -> str:
+def headline(findings: Findings) -> Child:
     """What is served, in one sentence."""
     stages, expected = findings.plan.stages, findings.plan.expected
-    first = stages[0].model.name
-    cost = f"{times(expected['cost'])} of the full model's cost ({saving(expected['cost'])})"
+    first = element("strong", name(stages[0].model.name))
+    cost = f"expected cost per request: {times(expected['cost'])} of the full model's ({saving(expected['cost'])})."
     if len(stages) == 2:
-        share = percent(expected["escalation_rate"])
-        return (
-            f"{first} answers first and passes {share}{THIN}% of requests on to {stages[1].model.name}; "
-            f"expected cost per request: {cost}."
-        )
+        last = element("strong", name(stages[1].model.name))
+        return [first, f" answers first and passes {percents(expected['escalation_rate'])} on to ", last, f"; {cost}"]
     if findings.certificate is not None:
-        return f"{first} answers every request alone; expected cost per request: {cost}."
+        return [first, f" answers every request alone; {cost}"]
     return f"The full model answers every request alone: {_why_alone(findings)}."
 
 
@@ -124,11 +131,11 @@ def evidence(findings: Findings) -> str:
     c = findings.certificate
     if c is None:
         return ""
-    rows = "rows were" if c.losses != 1 else "row was"
+    were = "was" if c.losses == 1 else "were"
     return (
-        f"Of {count(c.calibration_rows)} calibration rows, seen by no training and no choice, {count(c.losses)} {rows} "
-        f"accepted and {loss_in_words(c.risk)}: {percent(c.losses / c.calibration_rows, 2)}{THIN}%, with an exact "
-        f"upper bound of {percent(c.upper_bound, 2)}{THIN}% at {level(1 - c.delta)} confidence (p = {c.p_value:.2g})."
+        f"Of {count(c.calibration_rows)} calibration rows, seen by no training and no choice, {count(c.losses)} {were} "
+        f"accepted and {loss_in_words(c.risk)}: {percents(c.losses / c.calibration_rows, 2)}, with an exact "
+        f"upper bound of {percents(c.upper_bound, 2)} at {level(1 - c.delta)} confidence (p = {c.p_value:.2g})."
     )
 
 
@@ -146,7 +153,7 @@ def baseline(findings: Findings) -> tuple[str, bool]:
 def hardware(found: dict[str, Any]) -> str:
     """The fingerprint of a machine in words."""
     gpus = found.get("gpus") or []
-    kinds = ", ".join(f"{gpus.count(gpu)} × {gpu}" for gpu in dict.fromkeys(gpus))
+    kinds = ", ".join(f"{gpus.count(gpu)} {TIMES} {gpu}" for gpu in dict.fromkeys(gpus))
     text = f"{found.get('cpu', 'unknown CPU')} ({found.get('cpus', '?')} CPUs, {found.get('machine', '?')})"
     return f"{text} with {kinds}" if kinds else f"{text}, no GPU"
 

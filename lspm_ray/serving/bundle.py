@@ -82,7 +82,8 @@ def load_bundle(plan_uri: str) -> Bundle:
     if CERTIFICATE_FILE in artifact.manifest.files:
         certificate = _parse(artifact, CERTIFICATE_FILE, Certificate)
     check_certificate(plan, certificate)
-    return Bundle(plan, certificate, [_open_model(stage.model) for stage in plan.stages])
+    beside = artifact.uri.rpartition("/")[0]
+    return Bundle(plan, certificate, [_open_model(stage.model, beside) for stage in plan.stages])
 
 
 def open_artifact(uri: str) -> Artifact:
@@ -138,8 +139,8 @@ def _parse(artifact: Artifact, name: str, cls: type[Any]) -> Any:
         raise ArtifactError(f"not a valid {name}: {error}", field=artifact.path(name)) from None
 
 
-def _open_model(reference: ModelRef) -> Artifact:
-    artifact = open_artifact(reference.uri)
+def _open_model(reference: ModelRef, beside: str) -> Artifact:
+    artifact = _find_model(reference, beside)
     if artifact.digest != reference.digest:
         raise ArtifactError(
             f"model {reference.name} is not the one the plan was made for: expected digest {reference.digest}, "
@@ -148,3 +149,11 @@ def _open_model(reference: ModelRef) -> Artifact:
             hint=_AGAIN,
         )
     return artifact
+
+
+def _find_model(reference: ModelRef, beside: str) -> Artifact:
+    """Where the plan says, or beside the plan: the whole store may have been copied to another place."""
+    try:
+        return open_artifact(reference.uri)
+    except ArtifactError:
+        return open_artifact(f"{beside}/{reference.uri.rstrip('/').rpartition('/')[2]}")

@@ -19,6 +19,9 @@ _LONGEST_WAIT_S = 10.0
 class EndpointError(UserError):
     """The endpoint cannot be reached, or refused the request."""
 
+    status: int | None = None
+    """HTTP status of the refusal."""
+
 
 class Client:
     """Asks the endpoint; safe to retry, because answering changes nothing.
@@ -143,13 +146,17 @@ class Client:
         )
 
     def _refused(self, response: httpx2.Response) -> EndpointError:
+        status = response.status_code
         try:
             detail = ErrorBody.model_validate_json(response.content).error
         except ValidationError:
-            return EndpointError(f"HTTP {response.status_code}: {response.text[:200]}", field="url", value=self.url)
-        return EndpointError(
-            f"{detail.message} (HTTP {response.status_code} {detail.code})", field=detail.field, hint=detail.hint
-        )
+            error = EndpointError(f"HTTP {status}: {response.text[:200]}", field="url", value=self.url)
+        else:
+            error = EndpointError(
+                f"{detail.message} (HTTP {status} {detail.code})", field=detail.field, hint=detail.hint
+            )
+        error.status = status
+        return error
 
 
 def retry_after_s(header: str | None) -> float:

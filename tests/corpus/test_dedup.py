@@ -62,7 +62,9 @@ def test_case_and_punctuation_do_not_count() -> None:
     np.testing.assert_array_equal(shingles("Great dress, love it!"), shingles("great DRESS love it"))
 
 
-@pytest.mark.parametrize(("text", "count"), [("one", 1), ("one two", 1), ("one two three four", 2), ("!?", 1), ("連衣裙很好", 3)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("one", 1), ("one two", 1), ("one two three four", 2), ("!?", 1), ("連衣裙很好", 3)]
+)
 def test_number_of_shingles(text: str, count: int) -> None:
     assert len(shingles(text)) == count
 
@@ -194,7 +196,6 @@ def test_clusters_do_not_depend_on_the_order_of_the_pairs(pairs: list[tuple[int,
 
 def numbered(values: list[int]) -> np.ndarray:
     nodes = np.empty(len(values), dtype=NODE)
-    nodes["rank"] = [value % 3 for value in values]
     nodes["rank"] = 0
     nodes["id"] = [f"{value:016d}".encode() for value in values]
     return nodes

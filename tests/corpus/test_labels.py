@@ -55,7 +55,7 @@ def test_found_labels_are_sorted_as_numbers_where_they_are() -> None:
 
 
 def test_one_class_only_is_refused() -> None:
-    with pytest.raises(DataError, match="only one class has rows.*'yes'"):
+    with pytest.raises(DataError, match=r"only one class has rows.*'yes'"):
         LabelSet.of(["no", "yes"]).ordered({"no": 0, "yes": 9})
     with pytest.raises(DataError, match="no row has a label"):
         LabelSet.of(None).ordered({})

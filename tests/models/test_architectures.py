@@ -72,9 +72,7 @@ def test_removed_heads_and_neurons_no_longer_count():
     for layer in encoder_layers(model):
         shrink(layer, [1], list(range(10)))
         assert head_count(layer) == 1
-    assert torch.allclose(
-        model(IDS, attention_mask=MASK).logits, masked(IDS, attention_mask=MASK).logits, atol=1e-5
-    )
+    assert torch.allclose(model(IDS, attention_mask=MASK).logits, masked(IDS, attention_mask=MASK).logits, atol=1e-5)
 
 
 def test_family_that_cannot_be_pruned_is_named():

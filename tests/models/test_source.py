@@ -29,7 +29,7 @@ def test_folder_of_an_installed_package(tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     assert locate(ModelConfig(name="package:some_models/nested/model")) == package / "nested" / "model"
-    with pytest.raises(ModelError, match="no such folder in the package.*valid: nested/model"):
+    with pytest.raises(ModelError, match=r"no such folder in the package.*valid: nested/model"):
         locate(ModelConfig(name="package:some_models/other"))
     with pytest.raises(ModelError, match="no such folder"):
         locate(ModelConfig(name="package:some_models/../outside"))

@@ -40,7 +40,13 @@ def job(tmp_path):
     store = ArtifactStore(str(tmp_path / "store"))
 
     def make(work, kind="bert", **config):
-        settings = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3, "precision": "fp32", "checkpoint_every_steps": 3}
+        settings = {
+            "epochs": 3,
+            "batch_size": 8,
+            "learning_rate": 2e-3,
+            "precision": "fp32",
+            "checkpoint_every_steps": 3,
+        }
         return TrainJob(
             model_uri=toy_model_artifact(store, f"toy-{kind}", kind).uri,
             labels=list(LABELS),

@@ -1,4 +1,4 @@
-"""`lspm serve` and `lspm stop`: the plan of a run as an endpoint, in this process, in the background, or on a cluster."""
+"""`lspm serve` and `lspm stop`: a run's plan as an endpoint, in this process, in the background, or on a cluster."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from typing import Any
 
 from lspm_ray.artifact import Artifact, write_atomic
 from lspm_ray.cluster import connect
+from lspm_ray.commands.console import StageView
+from lspm_ray.commands.run import settings_from
+from lspm_ray.commands.summary import describe
 from lspm_ray.config import digest_of
-from lspm_ray.console import StageView
 from lspm_ray.errors import ResourceError, UserError
 from lspm_ray.pipeline import NotMadeError, Pipeline, ReadOnlyStore
-from lspm_ray.running import settings_from
 from lspm_ray.selection.select import read_plan
 from lspm_ray.serving.config import ServeConfig
 from lspm_ray.serving.deploy import deploy, undeploy, url
 from lspm_ray.serving.render import render, write
 from lspm_ray.settings import Settings
-from lspm_ray.summary import describe
 
 _START_TIMEOUT_S = 300
 _STOP_TIMEOUT_S = 60

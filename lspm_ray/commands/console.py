@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ class StageView:
     """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or _terminal()
         self._quiet = quiet
         self._status: Status | None = None
         self._last_plain = 0.0
@@ -61,6 +62,11 @@ class StageView:
             finally:
                 self._status = None
         self.console.print(f"[green]✓[/] {name:<9} {_seconds(started):>8}  {_escape(result[0])}", soft_wrap=True)
+
+
+def _terminal() -> Console:
+    """Standard error as it is now: while a cluster is connected, Ray's own output is led away from it to a log."""
+    return Console(file=os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace"), highlight=False)
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]], console: Console | None = None) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.cluster import connect, prepare_environment
+from lspm_ray.commands.console import StageView, table
+from lspm_ray.commands.preflight import check
 from lspm_ray.config import load
-from lspm_ray.console import StageView, table
 from lspm_ray.pipeline import STAGES, NotMadeError, Pipeline, ReadOnlyStore
-from lspm_ray.preflight import check
 from lspm_ray.settings import Settings
 
 _NEXT = {"run": "serve", "prepare": "finetune", "finetune": "compress", "compress": "profile", "profile": "select"}
@@ -112,7 +112,7 @@ def _print_plan(settings: Settings, wanted: Sequence[str], done: dict[str, Any])
 
 def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipeline, view: StageView) -> None:
     if stage in ("run", "select"):
-        from lspm_ray.summary import print_decision
+        from lspm_ray.commands.summary import print_decision
 
         print_decision(pipeline)
     if stage == "run":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lspm_ray.console import table
+from lspm_ray.commands.console import table
 from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.pipeline import Pipeline
 from lspm_ray.profiling.profile import read_profile

@@ -1,0 +1,209 @@
+"""The same plan over whole data sets, with Ray Data and without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lspm_ray.cluster import DATA_TASK_CPUS, preflight, totals
+from lspm_ray.config import Config
+from lspm_ray.corpus.config import CsvFormat, DataConfig
+from lspm_ray.corpus.sources import SourceFile
+from lspm_ray.serving.bundle import Bundle, load_bundle, open_artifact
+from lspm_ray.serving.cascade import Cascade, CascadeAnswer, EmptyText, Logits, Rules, Stage, clean
+from lspm_ray.serving.client import EndpointError
+from lspm_ray.serving.files import (
+    SCHEMA,
+    Counts,
+    Item,
+    Summary,
+    answer_items,
+    check_source,
+    check_target,
+    read_items,
+    source_config,
+    writer,
+)
+from lspm_ray.serving.schema import ServedAnswer
+
+if TYPE_CHECKING:
+    from lspm_ray.inference.predictor import Predictor
+    from lspm_ray.tasks import Encoded
+
+_ITEMS = pa.schema([(name, pa.string()) for name in ("file", "place", "text", "error")])
+_READ_ROWS = 1024
+_BATCH_ROWS = 256
+"""Rows that share one pass: enough for full length-sorted batches of both models, little enough to show progress."""
+
+
+class OfflineConfig(Config):
+    """How `predict --offline` uses the cluster.
+
+    Attributes:
+        actors: processes that hold the models; None for one per CPU that can be had.
+        threads: CPU threads of each.
+    """
+
+    actors: int | None = None
+    threads: int = 1
+
+
+class LocalClient:
+    """Answers as the endpoint would, from models in this process.
+
+    Args:
+        bundle: the plan.
+        predictors: one per stage.
+        tokenizer: of the bundle.
+    """
+
+    def __init__(self, bundle: Bundle, predictors: Sequence[Predictor], tokenizer: Any) -> None:
+        rules = Rules.of(bundle.plan)
+
+        async def encode(texts: Sequence[str]) -> list[Encoded]:
+            return rules.task.encode(texts, tokenizer)
+
+        self._certificate_id = bundle.plan.certificate_id
+        self._cascade = Cascade(rules, encode, [_stage(predictor) for predictor in predictors])
+
+    @classmethod
+    def load(cls, plan_uri: str, threads: int) -> LocalClient:
+        """With the models of a plan, verified.
+
+        Raises:
+            ArtifactError: see `load_bundle`.
+            CertificateError: see `load_bundle`.
+        """
+        bundle = load_bundle(plan_uri)
+        predictors = [bundle.predictor(stage, threads) for stage in range(len(bundle.plan.stages))]
+        return cls(bundle, predictors, bundle.tokenizer())
+
+    def predict(self, texts: Sequence[str]) -> list[ServedAnswer]:
+        """An answer for each text, in order.
+
+        Raises:
+            EndpointError: a text is empty, in the endpoint's words.
+            StageDown: the model with the last word gave no usable output.
+        """
+        try:
+            cleaned = clean(texts)
+        except EmptyText:
+            error = EndpointError("the text is empty (empty_text)", field="text")
+            error.status = 422
+            raise error from None
+        return [self._served(answer) for answer in asyncio.run(self._cascade.answer(cleaned))]
+
+    def _served(self, answer: CascadeAnswer) -> ServedAnswer:
+        return ServedAnswer(**asdict(answer), certificate_id=self._certificate_id, request_id="")
+
+
+def _stage(predictor: Predictor) -> Stage:
+    async def predict(inputs: Sequence[Encoded]) -> Logits:
+        return predictor.predict(inputs)
+
+    return predict
+
+
+def predict_offline(
+    plan_uri: str,
+    source: str | list[str],
+    target: str,
+    text_columns: str | list[str],
+    *,
+    config: OfflineConfig | None = None,
+    progress: Callable[[int], None] | None = None,
+    csv: CsvFormat | None = None,
+) -> Summary:
+    """Run the plan over every row of a source, on the connected cluster; the output is that of `predict_file`.
+
+    Args:
+        plan_uri: the select artifact.
+        source: file, directory, glob or URI.
+        target: `.jsonl` or `.parquet`; written completely or not at all.
+        text_columns: the column with the text, or several to be joined.
+        config: how much of the cluster to use.
+        progress: told the number of rows done so far.
+        csv: how CSV files are written.
+
+    Raises:
+        ArtifactError: see `load_bundle`.
+        CertificateError: see `load_bundle`.
+        DataError: the source or target cannot be used.
+        ResourceError: the actors do not fit the cluster.
+    """
+    config = config or OfflineConfig()
+    load_bundle(plan_uri)
+    path = check_target(target)
+    reading = source_config(source, text_columns, csv)
+    files = check_source(reading)
+    have = totals()
+    actors = config.actors or max(1, int(have["CPU"] - DATA_TASK_CPUS))
+    need = {"CPU": DATA_TASK_CPUS * (actors + 1)}
+    preflight(f"offline prediction with {actors} actors", need, have, setting="predict.actors")
+    uri = open_artifact(plan_uri).uri
+    counts = Counts(progress)
+    with writer(path) as write:
+        for table in _answers(uri, files, reading, actors, config.threads):
+            counts.add(write(table.to_pylist()))
+    return counts.summary()
+
+
+def _answers(
+    plan_uri: str, files: list[SourceFile], reading: DataConfig, actors: int, threads: int
+) -> Iterator[pa.Table]:
+    import ray
+
+    rows = [{"source": json.dumps(asdict(file))} for file in files]
+    dataset = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(
+            _Read,
+            fn_constructor_args=(reading.model_dump(mode="json"),),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=DATA_TASK_CPUS,
+            concurrency=1,
+        )
+        .map_batches(
+            _Answer,
+            fn_constructor_args=(plan_uri, threads),
+            batch_size=_BATCH_ROWS,
+            batch_format="pyarrow",
+            num_cpus=DATA_TASK_CPUS,
+            concurrency=(1, actors) if actors > 1 else 1,
+        )
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+class _Read:
+    """Ray Data actor: files to items."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = DataConfig.parse(config)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for text in batch.column("source").to_pylist():
+            rows: list[dict[str, Any]] = []
+            for item in read_items(SourceFile(**json.loads(text)), self._config):
+                rows.append(asdict(item))
+                if len(rows) == _READ_ROWS:
+                    yield pa.Table.from_pylist(rows, schema=_ITEMS)
+                    rows = []
+            yield pa.Table.from_pylist(rows, schema=_ITEMS)
+
+
+class _Answer:
+    """Ray Data actor: items to output rows."""
+
+    def __init__(self, plan_uri: str, threads: int) -> None:
+        self._client = LocalClient.load(plan_uri, threads)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        items = [Item(**row) for row in batch.to_pylist()]
+        return pa.Table.from_pylist(answer_items(self._client, items), schema=SCHEMA)

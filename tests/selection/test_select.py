@@ -1,0 +1,244 @@
+"""The decision on synthetic outputs whose truth is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lspm_ray.artifact import ArtifactStore, hardware
+from lspm_ray.corpus.shards import labels as label_names
+from lspm_ray.corpus.shards import read_split
+from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
+from lspm_ray.evaluation.metrics import compare, evaluate
+from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array, read_outputs
+from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
+from lspm_ray.selection.select import SelectConfig, check_feasible, read_plan, recheck, select
+from lspm_ray.tasks import Task
+from tests.toy_corpus import toy_corpus
+from tests.toys import toy_model_artifact
+
+ROWS = {"selection": 600, "calibration": 1500, "test": 600}
+TASK = Task.make("text_classification")
+
+
+def logits_for(labels, right, sure, seed):
+    """Logits that are right with probability `right`; where wrong, they are unsure if `sure` is False."""
+    random = np.random.default_rng(seed)
+    hit = random.random(len(labels)) < right
+    strength = np.where(hit | sure, random.uniform(2, 6, len(labels)), random.uniform(0, 0.8, len(labels)))
+    sign = np.where(np.where(hit, labels, 1 - labels) == 1, 1.0, -1.0)
+    return np.stack([-sign * strength / 2, sign * strength / 2], axis=1).astype(np.float32)
+
+
+class World:
+    """A store with a corpus, models, their outputs and a profile."""
+
+    def __init__(self, root: Path, cheap_right=0.93, sure=False, cost=0.05):
+        self.store = ArtifactStore(str(root))
+        self.data = toy_corpus(self.store, ROWS)
+        self.models = {
+            "full": toy_model_artifact(self.store, "finetune"),
+            "cheap": toy_model_artifact(self.store, "variant-a", "bag"),
+            "middle": toy_model_artifact(self.store, "variant-b", "bag", seed=5),
+        }
+        quality = {"full": (0.97, False), "cheap": (cheap_right, sure), "middle": (0.96, False)}
+        self.outputs = {name: self._outputs(name, *quality[name], seed) for seed, name in enumerate(self.models)}
+        costs = {"full": 1.0, "cheap": cost, "middle": 0.5}
+        self.profile = self._profile(costs)
+
+    def _outputs(self, name, right, sure, seed):
+        def build(draft):
+            for number, split in enumerate(EVALUATION_SPLITS):
+                table = read_split(self.data, split, ["id", "label"])
+                logits = logits_for(table["label"].to_numpy(), right, sure, [seed, number])
+                columns = {"id": table["id"], "label": table["label"], "logits": logits_array(logits)}
+                pq.write_table(pa.table(columns), draft.path / f"{split}.parquet")
+
+        return self.store.make("outputs", {"name": name, "right": right, "sure": sure}, {}, build)
+
+    def _profile(self, costs):
+        names = label_names(self.data)
+        quality = {n: {s: read_outputs(o, s)[1:] for s in EVALUATION_SPLITS} for n, o in self.outputs.items()}
+
+        def row(name):
+            selection, test = (
+                evaluate(quality[name][s][1], quality[name][s][0], names, resamples=100) for s in ("selection", "test")
+            )
+            speed = Speed(
+                p50_ms=10 * costs[name],
+                p99_ms=20 * costs[name],
+                rows_per_s={1: 100 / costs[name]},
+                load_s=1,
+                peak_memory_mb=300,
+                size_mb=50,
+                threads=1,
+            )
+            model = self.models[name]
+            return VariantProfile(
+                name=name,
+                uri=model.uri,
+                digest=model.digest,
+                runtime="torch",
+                precision="fp32",
+                recipe=[],
+                selection=selection,
+                test=test,
+                recall_change={},
+                agreement=1.0,
+                against_full=None,
+                speed=speed,
+                cost=costs[name],
+            )
+
+        right = quality["full"]["test"][1].argmax(1) == quality["full"]["test"][0]
+        table = ProfileTable(
+            variants=[row(name) for name in self.models],
+            labels=names,
+            encode_ms=0.1,
+            linear=compare(right, right),
+            baseline_verdict="",
+            rounds=1,
+            hardware=hardware(),
+        )
+
+        def build(draft):
+            (draft.path / "profile.json").write_text(table.model_dump_json())
+
+        return self.store.make("profile", {"costs": costs}, {n: o.digest for n, o in self.outputs.items()}, build)
+
+    def select(self, **config):
+        return select(
+            SelectConfig.parse(config),
+            TASK,
+            self.models,
+            self.profile,
+            self.outputs,
+            self.data,
+            self.store,
+            lambda _: None,
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("store"))
+
+
+def test_the_cheapest_certified_variant_answers_first(world):
+    plan, certificate = read_plan(world.select(alpha=0.02))
+    assert [stage.model.name for stage in plan.stages] == ["cheap", "full"]
+    assert plan.certificate_id == certificate.id
+    assert plan.stages[0].threshold == certificate.threshold
+    assert certificate.upper_bound <= 0.02 and certificate.p_value <= 0.05
+    assert plan.expected["cost"] == pytest.approx(0.05 + plan.expected["escalation_rate"], abs=0.01)
+    assert plan.expected["test_risk"] < 0.03
+    assert "middle" in plan.reasons and "would cost" in plan.reasons["middle"]
+
+
+def test_the_certificate_can_be_recomputed(world):
+    artifact = world.select(alpha=0.02)
+    assert recheck(artifact.uri) == []
+
+
+def test_a_forged_number_is_found(world, tmp_path):
+    plan, certificate = read_plan(world.select(alpha=0.02))
+    forged = certificate.model_copy(update={"losses": certificate.losses + 1})
+    plan = plan.model_copy(update={"certificate_id": forged.id})
+
+    def build(draft):
+        (draft.path / "plan.json").write_text(plan.model_dump_json())
+        (draft.path / "certificate.json").write_text(forged.model_dump_json())
+
+    artifact = ArtifactStore(str(tmp_path)).make("select", {}, {}, build)
+    assert any("losses in" in problem for problem in recheck(artifact.uri))
+
+
+def test_changed_outputs_are_refused(tmp_path):
+    world = World(tmp_path)
+    artifact = world.select(alpha=0.02)
+    file = Path(world.outputs["cheap"].uri) / "calibration.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=r"calibration\.parquet"):
+        recheck(artifact.uri)
+
+
+def test_a_certificate_that_the_plan_does_not_name_is_refused(world, tmp_path):
+    plan, certificate = read_plan(world.select(alpha=0.02))
+
+    def build(draft):
+        (draft.path / "plan.json").write_text(plan.model_dump_json())
+        (draft.path / "certificate.json").write_text(certificate.model_copy(update={"alpha": 0.5}).model_dump_json())
+
+    artifact = ArtifactStore(str(tmp_path)).make("select", {}, {}, build)
+    with pytest.raises(CertificateError, match="names another certificate"):
+        read_plan(artifact)
+
+
+def test_a_variant_that_is_sure_when_wrong_is_not_used(tmp_path):
+    world = World(tmp_path, cheap_right=0.7, sure=True)
+    plan, _ = read_plan(world.select(alpha=0.02))
+    assert plan.stages[0].model.name != "cheap"
+    assert "escalating 9" in plan.reasons["cheap"] or "no share of its answers" in plan.reasons["cheap"]
+
+
+def test_full_serves_alone_when_nothing_pays(tmp_path):
+    world = World(tmp_path, cheap_right=0.93, cost=0.99)
+    plan, certificate = read_plan(world.select(alpha=0.02, min_saving=0.7))
+    assert certificate is None and plan.certificate_id is None
+    assert [stage.model.name for stage in plan.stages] == ["full"]
+    assert all("saves less than 70%" in reason for reason in plan.reasons.values())
+
+
+def test_a_lenient_alpha_lets_the_variant_serve_alone(world):
+    plan, certificate = read_plan(world.select(alpha=0.2))
+    assert [stage.model.name for stage in plan.stages] == ["cheap"]
+    assert certificate.threshold is None and plan.stages[0].threshold is None
+    assert plan.expected["cost"] == pytest.approx(0.05)
+
+
+def test_constraints_reject_by_name(world):
+    plan, _ = read_plan(world.select(alpha=0.02, constraints={"max_memory_mb": 100}))
+    assert [stage.model.name for stage in plan.stages] == ["full"]
+    assert "100 MB are allowed" in plan.reasons["cheap"]
+
+
+def test_the_first_variant_can_be_forced(world):
+    plan, _ = read_plan(world.select(alpha=0.02, first="middle"))
+    assert plan.stages[0].model.name == "middle"
+    assert "select.first asks for middle" in plan.reasons["cheap"]
+    with pytest.raises(ConfigError, match=r"select\.first.*nonsense.*valid: cheap, full, middle"):
+        world.select(first="nonsense")
+
+
+def test_disagreement_needs_no_labels_to_agree_with_regret(world):
+    _, certificate = read_plan(world.select(alpha=0.05, risk="disagreement"))
+    assert certificate.risk == "disagreement"
+
+
+@pytest.mark.parametrize("validator", ["max_probability", "margin", "entropy"])
+def test_every_validator_certifies(world, validator):
+    artifact = world.select(alpha=0.02, validator=validator)
+    assert recheck(artifact.uri) == []
+
+
+def test_too_few_rows_say_how_many_are_needed():
+    with pytest.raises(CertificateError, match="needs at least 299 calibration rows, there are 298"):
+        check_feasible(SelectConfig(), 298)
+    check_feasible(SelectConfig(), 299)
+
+
+def test_unknown_validator_lists_valid_ones():
+    with pytest.raises(ConfigError, match=r"unknown validator.*valid: entropy, margin, max_probability"):
+        SelectConfig.parse({"validator": "gut_feeling"})
+
+
+def test_curve_is_kept_for_the_report(world):
+    artifact = world.select(alpha=0.02)
+    curve = json.loads(artifact.read_bytes("curve.json"))["curve"]
+    rates = [point["escalation_rate"] for point in curve]
+    assert rates == sorted(rates, reverse=True)

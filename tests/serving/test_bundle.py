@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.errors import ArtifactError, CertificateError, UserError
+from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.serving.bundle import check_certificate, load_bundle, open_artifact
+from tests.toys import toy_plan, write_plan
+
+
+def documents(artifact: Artifact) -> tuple[Plan, Certificate]:
+    return Plan.parse(artifact.read_json("plan.json")), Certificate.parse(artifact.read_json("certificate.json"))
+
+
+def edited(plan: Plan, path: str, value: Any) -> Plan:
+    """The plan with `stages.0.threshold` and the like replaced."""
+    raw = plan.model_dump(mode="json")
+    *parents, last = path.split(".")
+    node: Any = raw
+    for key in parents:
+        node = node[int(key)] if isinstance(node, list) else node[key]
+    node[last] = value
+    return Plan.parse(raw)
+
+
+def test_a_sound_plan_opens_and_its_models_run(toy_select: Artifact) -> None:
+    bundle = load_bundle(toy_select.uri)
+    assert bundle.certificate is not None
+    assert bundle.certificate.id == bundle.plan.certificate_id
+    ids = bundle.tokenizer()(["love it"])["input_ids"]
+    for stage in range(2):
+        assert bundle.predictor(stage, 1).predict([np.asarray(ids[0])]).shape == (1, 2)
+
+
+def test_relative_paths_and_missing_artifacts(
+    toy_select: Artifact, monkeypatch: pytest.MonkeyPatch, toy_store: ArtifactStore
+) -> None:
+    monkeypatch.chdir(toy_store.root)
+    assert open_artifact(Path(toy_select.uri).name).uri == toy_select.uri
+    with pytest.raises(ArtifactError, match="no such artifact"):
+        open_artifact("select-000000000000")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("certificate_id", "0" * 16, "certificate_id"),
+        ("certificate_id", None, "certificate_id"),
+        ("stages.0.threshold", 0.5, "threshold"),
+        ("stages.0.temperature", 2.0, "temperature"),
+        ("validator", {"validator": "margin"}, "validator"),
+        ("stages.0.model.digest", "0" * 64, "first.digest"),
+        ("stages.0.model.name", "other", "first.name"),
+        ("stages.1.model.digest", "0" * 64, "full.digest"),
+        ("stages.1.model.name", "other", "full.name"),
+    ],
+)
+def test_a_plan_that_differs_from_its_certificate_is_refused(
+    toy_select: Artifact, path: str, value: Any, field: str
+) -> None:
+    plan, certificate = documents(toy_select)
+    with pytest.raises(CertificateError, match="differs from its certificate") as caught:
+        check_certificate(edited(plan, path, value), certificate)
+    assert caught.value.field == field
+
+
+def test_a_certificate_edited_by_hand_is_refused(toy_select: Artifact) -> None:
+    plan, certificate = documents(toy_select)
+    better = Certificate.parse(certificate.model_dump(mode="json") | {"alpha": 0.001})
+    with pytest.raises(CertificateError) as caught:
+        check_certificate(plan, better)
+    assert caught.value.field == "certificate_id"
+
+
+def test_a_cascade_without_certificate_is_refused(toy_select: Artifact) -> None:
+    plan, _ = documents(toy_select)
+    with pytest.raises(CertificateError, match=r"there is no certificate\.json"):
+        check_certificate(plan, None)
+    with pytest.raises(CertificateError, match="two stages needs a certificate"):
+        check_certificate(edited(plan, "certificate_id", None), None)
+
+
+def test_the_full_model_alone_needs_no_certificate(own_store: ArtifactStore) -> None:
+    plan, _ = documents(toy_plan(own_store))
+    alone = plan.model_copy(update={"stages": plan.stages[1:], "certificate_id": None})
+    assert load_bundle(write_plan(own_store, alone, None).uri).certificate is None
+
+
+def test_a_certified_variant_alone_is_served(own_store: ArtifactStore) -> None:
+    bundle = load_bundle(toy_plan(own_store, threshold=None).uri)
+    assert [model.manifest.stage for model in bundle.models] == ["variant-toy"]
+
+
+def test_a_flipped_byte_in_the_weights_is_refused_before_loading(own_store: ArtifactStore) -> None:
+    bundle = load_bundle(toy_plan(own_store).uri)
+    weights = Path(bundle.models[0].uri) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: content does not match the manifest"):
+        bundle.predictor(0, 1)
+
+
+def test_an_added_file_is_refused(own_store: ArtifactStore) -> None:
+    bundle = load_bundle(toy_plan(own_store).uri)
+    (Path(bundle.models[1].uri) / "extra.py").write_text("import os\n", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"extra\.py: file is not in the manifest"):
+        bundle.predictor(1, 1)
+
+
+def test_a_model_made_again_with_other_content_is_refused(own_store: ArtifactStore) -> None:
+    select = toy_plan(own_store)
+    uri = Path(load_bundle(select.uri).models[0].uri)
+    manifest = uri / "manifest.json"
+    raw = json.loads(manifest.read_text(encoding="utf-8")) | {"digest": "0" * 64}
+    manifest.write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(ArtifactError, match="not the one the plan was made for"):
+        load_bundle(select.uri)
+
+
+def test_a_damaged_plan_is_refused(own_store: ArtifactStore) -> None:
+    select = toy_plan(own_store)
+    file = Path(select.uri) / "plan.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("0.75", "0.05"), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"plan\.json: content does not match the manifest"):
+        load_bundle(select.uri)
+
+
+def test_a_missing_model_is_named(own_store: ArtifactStore) -> None:
+    select = toy_plan(own_store)
+    (Path(load_bundle(select.uri).models[1].uri) / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match="no such artifact"):
+        load_bundle(select.uri)
+
+
+def test_models_are_found_beside_a_plan_that_was_moved(own_store: ArtifactStore, tmp_path: Path) -> None:
+    select = toy_plan(own_store)
+    moved = tmp_path / "elsewhere"
+    Path(own_store.root).rename(moved)
+    bundle = load_bundle(str(moved / Path(select.uri).name))
+    assert all(model.uri.startswith(str(moved)) for model in bundle.models)
+
+
+def test_other_labels_than_the_plan_s_are_refused(own_store: ArtifactStore) -> None:
+    plan, certificate = documents(toy_plan(own_store))
+    swapped = plan.model_copy(update={"labels": ["yes", "no"]})
+    bundle = load_bundle(write_plan(own_store, swapped, certificate).uri)
+    with pytest.raises(UserError, match="other labels than the plan"):
+        bundle.predictor(0, 1)

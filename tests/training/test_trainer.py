@@ -1,0 +1,89 @@
+"""Data-parallel training on a real Ray cluster."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from lspm_ray.artifact import ArtifactStore
+from lspm_ray.corpus.shards import class_counts, split_files
+from lspm_ray.errors import ResourceError
+from lspm_ray.training.config import TrainConfig, WorkersConfig
+from lspm_ray.training.loop import TrainJob
+from lspm_ray.training.trainer import fit, resolve
+from tests.toy_corpus import toy_corpus
+from tests.toys import LABELS, toy_model_artifact
+
+
+def test_defaults_fit_one_core_and_a_gpu_node():
+    one = resolve(WorkersConfig(), {"CPU": 1.0})
+    assert (one.num_workers, one.use_gpu, one.cpus_per_worker) == (1, False, 0.5)
+    gpus = resolve(WorkersConfig(), {"CPU": 64.0, "GPU": 8.0})
+    assert (gpus.num_workers, gpus.use_gpu, gpus.cpus_per_worker) == (8, True, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "have", "message"),
+    [
+        ({"num_workers": 64}, {"CPU": 2.0}, r"64 worker.*needs 16.5 CPU at once, the cluster has 2"),
+        ({"num_workers": 4, "use_gpu": True}, {"CPU": 32.0, "GPU": 2.0}, r"needs 4 GPU at once, the cluster has 2"),
+        ({"cpus_per_worker": 3}, {"CPU": 2.0}, r"Lower finetune\.workers\.num_workers"),
+    ],
+)
+def test_what_can_never_run_is_an_error(workers, have, message):
+    with pytest.raises(ResourceError, match=message):
+        resolve(WorkersConfig.parse(workers), have)
+
+
+def job(store: ArtifactStore, work: Path, **config) -> TrainJob:
+    data = toy_corpus(store)
+    settings = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "checkpoint_every_steps": 4}
+    return TrainJob(
+        model_uri=toy_model_artifact(store, "toy").uri,
+        labels=list(LABELS),
+        task={"task": "text_classification"},
+        train_files=split_files(data, "train"),
+        validation_files=split_files(data, "validation"),
+        train_rows=sum(class_counts(data, "train")),
+        class_counts=class_counts(data, "train"),
+        config=TrainConfig.parse(settings | config),
+        work_uri=str(work),
+    )
+
+
+def weights(artifact):
+    return {k: v.numpy() for k, v in load_file(artifact.local() / "model.safetensors").items()}
+
+
+@pytest.mark.ray
+def test_two_workers_killed_and_resumed_equal_two_uninterrupted(ray_cluster, tmp_path):
+    """A worker that dies in the middle of an epoch is replaced; the run ends with the same weights."""
+    store, lines = ArtifactStore(str(tmp_path / "store")), []
+    workers = WorkersConfig(num_workers=2, threads=1)
+    whole, history = fit(job(store, tmp_path / "whole"), workers, lines.append)
+    assert len(history) == 2
+    flag = tmp_path / "died"
+    broken, again = fit(job(store, tmp_path / "broken"), workers, lambda _: _kill_once(flag, tmp_path))
+    assert flag.exists()
+    strip = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in again]
+    assert strip == [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in history]
+    first, second = weights(whole), weights(broken)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def _kill_once(flag: Path, tmp_path: Path) -> None:
+    """SIGKILL one training worker as soon as a checkpoint inside the first epoch is there."""
+    if flag.exists() or not list((tmp_path / "broken").glob("step-*")):
+        return
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"RayTrainWorker" in title:
+            os.kill(int(process.name), signal.SIGKILL)
+            flag.touch()
+            return
