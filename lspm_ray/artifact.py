@@ -6,6 +6,7 @@ digest of config, parents and code version: a stage whose inputs are unchanged f
 The root is a local path or any URI that `pyarrow.fs` understands (s3://, gs://, file://, ...).
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -271,6 +272,28 @@ class ArtifactStore:
                 hardware=hardware(),
             )
             self._seal(writing, final, manifest)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other processes of this machine from writing here meanwhile. Does nothing for remote stores.
+
+        Raises:
+            ArtifactError: another process is at work.
+        """
+        if not self._local:
+            yield
+            return
+        root = Path(self._base)
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / ".lock").open("a") as lock:
+            try:
+                # The kernel drops the lock with the process, however that ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(
+                    "another run is at work here", field="output", value=self.root, hint="Wait for it, or stop it"
+                ) from None
+            yield
 
     def make(
         self,

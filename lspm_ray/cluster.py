@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ _ENVIRONMENT = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 _NO_PROGRESS_TIMEOUT_S = 300
+_CONNECT_TIMEOUT_S = 10
+_TEMPORARY = "lspm-"
+"""Prefix of the temporary directory of a cluster started here; the driver's process number follows."""
 
 
 class ClusterConfig(Config):
@@ -85,7 +89,8 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
         options["address"] = address
     else:
         # Unix socket paths are limited to 107 bytes: a short directory of our own, removed again.
-        temporary = tempfile.mkdtemp(prefix="lspm-")
+        _sweep()
+        temporary = tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-")
         options |= {
             "num_cpus": config.num_cpus or cpu_count(),
             "num_gpus": config.num_gpus,
@@ -104,6 +109,14 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
             ray.shutdown()
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Remove the directories of clusters whose driver was killed: it could not do so itself."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*-*"):
+        pid = directory.name.removeprefix(_TEMPORARY).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists() and directory.owner() == Path.home().owner():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager
@@ -129,6 +142,8 @@ def _init(options: dict[str, Any]) -> None:
     import ray
 
     address = options.get("address")
+    if address:
+        _check_reachable(address)
     try:
         ray.init(**options)
     except (ConnectionError, OSError, ValueError) as error:
@@ -136,6 +151,19 @@ def _init(options: dict[str, Any]) -> None:
     except RuntimeError as error:
         # Ray has no finer class for "its own processes did not come up".
         raise ResourceError(f"a local Ray cluster did not start: {error}", field="cluster") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself waits minutes for a head node that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ResourceError(
+            f"no cluster answers there: {error.strerror or error}", field="cluster.address", value=address
+        ) from None
 
 
 def _require_token() -> None:

@@ -192,3 +192,16 @@ ArtifactStore({str(tmp_path)!r}).make("stage", {{}}, {{}}, build)
     store = ArtifactStore(str(tmp_path))
     assert store.artifacts() == []
     assert store.make("stage", {}, {}, lambda d: (d.path / "whole").write_text("y")).read_bytes("whole") == b"y"
+
+
+def test_only_one_process_works_on_a_store(store):
+    with store.exclusive():
+        code = f"""
+from lspm_ray.artifact import ArtifactStore
+with ArtifactStore({store.root!r}).exclusive():
+    pass
+"""
+        other = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+        assert "another run is at work here" in other.stderr
+    with store.exclusive():
+        pass

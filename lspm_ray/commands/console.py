@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.status import Status
 
 _PLAIN_EVERY_S = 10.0
+_PLAIN_WIDTH = 140
+"""Characters a table may take in a file or pipe, where nobody says how wide it is."""
 
 
 class StageView:
@@ -78,7 +80,10 @@ def table(title: str, columns: list[str], rows: list[list[Any]], console: Consol
         view.add_column(column, overflow="fold")
     for row in rows:
         view.add_row(*(_escape(str(cell)) for cell in row))
-    (console or Console(highlight=False)).print(view)
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PLAIN_WIDTH)
+    console.print(view)
 
 
 def _escape(text: str) -> str:

@@ -48,7 +48,7 @@ def run(config: Path, overrides: Sequence[str], stage: str, *, dry_run: bool = F
     if missing:
         check(settings, missing)
         log = _log_file(settings)
-        with connect(settings.cluster, log):
+        with ArtifactStore(settings.output).exclusive(), connect(settings.cluster, log):
             pipeline = _run(settings, wanted, done, view)
         if not quiet:
             view.console.print(f"log of the workers: {log}", soft_wrap=True)

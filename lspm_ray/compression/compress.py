@@ -59,8 +59,8 @@ class _Step(Config):
     source: str
     data: str
     teacher: str | None
-    threads: int
     workers: WorkersConfig | None
+    threads: int = 1
 
 
 def compress(
@@ -112,7 +112,6 @@ def _step(
         source=source.uri,
         data=data.uri,
         teacher=teacher.uri if "teacher" in parents and teacher else None,
-        threads=max(1, int(min(node_cpus(), _MAX_CPUS_PER_STEP))),
         workers=config.workers,
     )
 
@@ -122,6 +121,8 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
 
     missing = [step for step in steps if store.find(STAGE, step.key) is None]
     if missing:
+        threads = max(1, int(min(node_cpus(), _MAX_CPUS_PER_STEP)))
+        missing = [step.model_copy(update={"threads": threads}) for step in missing]
         # A step that trains on workers of its own only waits for them: reserving CPUs for it could starve them.
         cpus = [0 if step.workers else step.threads for step in missing]
         gpus = 1 if totals()["GPU"] >= 1 else 0

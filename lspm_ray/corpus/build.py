@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from lspm_ray.artifact import Artifact, Draft
 from lspm_ray.corpus.config import SPLITS, DataConfig
-from lspm_ray.corpus.consolidate import Keep, Match, count_classes, keep_name, read_pairs, write_superfluous
+from lspm_ray.corpus.consolidate import Keep, Match, count_classes, read_kept, read_pairs, write_superfluous
 from lspm_ray.corpus.dedup import superfluous
 from lspm_ray.corpus.labels import LabelSet, check_count
-from lspm_ray.corpus.pack import Pack, plan_shards
+from lspm_ray.corpus.lines import lines
+from lspm_ray.corpus.pack import Pack, group_shards, plan_shards
 from lspm_ray.corpus.scan import Scan, quarantine_name
 from lspm_ray.corpus.sources import Layout, Unit, resolve
 from lspm_ray.corpus.split import shares_by_hash
@@ -35,6 +36,8 @@ from lspm_ray.tasks import Task
 LABELS_FILE = "labels.json"
 STATS_FILE = "stats.json"
 QUARANTINE_FILE = "quarantine.jsonl"
+
+_TASKS_PER_PARTITION = 8
 
 Item = dict[str, Any]
 Step = Callable[[Item], dict[str, Any]]
@@ -170,18 +173,18 @@ class Build:
         for partition, rows in enumerate(limits):
             if rows > left:
                 limits[partition] = left
-                kept = self.staging.read_batch(keep_name(partition), 0).slice(0, left)
-                classes = counts.shape[2]
-                counts[partition] = count_classes(np.asarray(kept["split"]), np.asarray(kept["label"]), classes)
+                _, labels, splits = read_kept(self.staging, partition, left)
+                counts[partition] = count_classes(splits, labels, counts.shape[2])
             left -= limits[partition]
 
     def _pack(self, target: str, chunks: list[str], kept: Kept) -> dict[str, dict[str, Histogram]]:
         by_split = kept.counts.sum(axis=2)
-        items = [
-            item
-            for index, split in enumerate(SPLITS)
-            for item in plan_shards(by_split[:, index], kept.limits, self.config.rows_per_shard, split)
-        ]
+        # A task reads whole partitions, so it should write a good part of one.
+        rows_per_task = int(by_split.sum(axis=1).mean()) // _TASKS_PER_PARTITION
+        items: list[Item] = []
+        for index, split in enumerate(SPLITS):
+            shards = plan_shards(by_split[:, index], kept.limits, self.config.rows_per_shard)
+            items += ({"split": split, "shards": some} for some in group_shards(shards, rows_per_task))
         step = Pack(self.staging, chunks, target, self.task, self.model)
         lengths = {split: {"tokens": Histogram(1), "characters": Histogram(100)} for split in SPLITS}
         for result in self._run("tokenise and write", step, items):
@@ -196,13 +199,13 @@ class Build:
         with (draft.path / QUARANTINE_FILE).open("wb") as sink:
             # By position in the file, however many parts it was read in.
             for _, parts in groupby(staged, key=lambda unit: unit.file.uri):
-                merged = heapq.merge(*(self._rejects(part) for part in parts), key=lambda r: r[0])
+                merged = heapq.merge(*(self._rejects(part) for part in parts), key=lambda line: line[0])
                 sink.writelines(line for _, line in merged)
 
     def _rejects(self, unit: Unit) -> Iterator[tuple[int, bytes]]:
         with self.staging.open_input(quarantine_name(unit.number)) as source:
-            for line in source:
-                yield json.loads(line)["position"], bytes(line)
+            for line in lines(source):
+                yield json.loads(line.content)["position"], line.content
 
 
 def check_counts(

@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from lspm_ray.corpus.config import SPLITS
 from lspm_ray.corpus.dedup import NODE, SKETCH_BYTES, match
+from lspm_ray.corpus.scan import INDEX, ROWS
 from lspm_ray.corpus.split import UNASSIGNED, order_keys, partition_of, precedence, split_of
 from lspm_ray.corpus.staging import Staging, binary_array, binary_values, split_batches
+
+PAIRS = pa.schema([("left", pa.binary(NODE.itemsize)), ("right", pa.binary(NODE.itemsize))])
+"""Near-equal texts."""
+SUPERFLUOUS = pa.schema([("id", pa.binary(16))])
+"""Texts that have a near-equal one that stays."""
+KEPT = pa.schema([("id", pa.binary(32)), ("label", pa.int32()), ("split", pa.int8())])
+"""Rows that stay, in the final order; `label` is the class index, `split` the code."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +40,21 @@ class Match:
         return self.staging.read_result(done) or self.staging.write_result(done, self._match(partition))
 
     def _match(self, partition: int) -> dict[str, Any]:
-        batches = [self.staging.read_batch(f"index/{chunk}", partition) for chunk in self.chunks]
+        batches = [self.staging.read_batch(f"index/{chunk}", partition, INDEX) for chunk in self.chunks]
         keys = np.concatenate([np.asarray(batch["key"]) for batch in batches])
         nodes = np.empty(len(keys), dtype=NODE)
         nodes["rank"] = np.concatenate([np.asarray(batch["rank"]) for batch in batches])
-        nodes["id"] = _as_bytes(np.concatenate([binary_values(batch["id"]) for batch in batches]))
+        nodes["id"] = as_bytes(np.concatenate([binary_values(batch["id"]) for batch in batches]))
         sketch = np.concatenate([binary_values(batch["sketch"]) for batch in batches]).reshape(-1, SKETCH_BYTES)
         left, right = match(keys, nodes, sketch, self.similarity)
-        pairs = {name: _node_array(side) for name, side in (("left", left), ("right", right))}
-        self.staging.write_batches(f"pairs/{partition:06d}.arrow", [pa.record_batch(pairs)])
+        pairs = pa.record_batch([_node_array(left), _node_array(right)], schema=PAIRS)
+        self.staging.write_batches(f"pairs/{partition:06d}.arrow", [pairs])
         return {"pairs": len(left)}
 
 
 def read_pairs(staging: Staging, partition: int) -> tuple[NDArray[np.void], NDArray[np.void]]:
     """What `Match` wrote for a partition."""
-    batch = staging.read_batch(f"pairs/{partition:06d}.arrow", 0)
+    batch = staging.read_batch(f"pairs/{partition:06d}.arrow", 0, PAIRS)
     return _nodes(batch["left"]), _nodes(batch["right"])
 
 
@@ -54,7 +62,7 @@ def write_superfluous(staging: Staging, ids: NDArray[np.bytes_], seed: int, part
     """Hand the 16-byte ids of superfluous texts to the partitions of the final order."""
     values = np.frombuffer(ids.astype("S16").tobytes(), dtype=np.uint8).reshape(-1, 16)
     partition = partition_of(order_keys(values, seed), partitions)
-    batch = pa.record_batch({"id": binary_array(values)})
+    batch = pa.record_batch([binary_array(values)], schema=SUPERFLUOUS)
     staging.write_batches("superfluous.arrow", split_batches(batch, partition, partitions))
 
 
@@ -88,7 +96,7 @@ class Keep:
         return self.staging.read_result(done) or self.staging.write_result(done, self._keep(partition))
 
     def _keep(self, partition: int) -> dict[str, Any]:
-        batches = [self.staging.read_batch(f"rows/{c}", partition, ("id", "label", "split")) for c in self.chunks]
+        batches = [self.staging.read_batch(f"rows/{c}", partition, ROWS) for c in self.chunks]
         ids = np.concatenate([binary_values(batch["id"]) for batch in batches]).reshape(-1, 32)
         number = {name: index for index, name in enumerate(self.labels)}
         labels = np.array([number[name] for batch in batches for name in batch["label"].to_pylist()], dtype=np.int32)
@@ -96,24 +104,20 @@ class Keep:
         first, labels, splits, conflicts = unique_rows(ids, labels, splits)
         exact = len(ids) - len(first)
         ids = ids[first]
-        stays = ~np.isin(_as_bytes(ids[:, :16]), self._superfluous(partition))
+        stays = ~np.isin(as_bytes(ids[:, :16]), self._superfluous(partition))
         near = len(ids) - int(stays.sum())
         ids, labels, splits = ids[stays], labels[stays], splits[stays]
         splits = self._assign(ids, splits)
-        order = np.lexsort((_as_bytes(ids), order_keys(ids, self.seed)))
-        rows = {
-            "id": binary_array(ids[order]),
-            "label": pa.array(labels[order]),
-            "split": pa.array(splits[order], pa.int8()),
-        }
-        self.staging.write_batches(keep_name(partition), [pa.record_batch(rows)])
+        order = np.lexsort((as_bytes(ids), order_keys(ids, self.seed)))
+        rows = [binary_array(ids[order]), pa.array(labels[order]), pa.array(splits[order])]
+        self.staging.write_batches(_kept_name(partition), [pa.record_batch(rows, schema=KEPT)])
         counts = count_classes(splits, labels, len(self.labels))
         return {"exact": exact, "near": near, "conflicts": conflicts, "counts": counts.tolist()}
 
     def _superfluous(self, partition: int) -> NDArray[np.bytes_]:
         if not self.near_duplicates:
             return np.empty(0, dtype="S16")
-        return _as_bytes(binary_values(self.staging.read_batch("superfluous.arrow", partition)["id"]))
+        return as_bytes(binary_values(self.staging.read_batch("superfluous.arrow", partition, SUPERFLUOUS)["id"]))
 
     def _assign(self, ids: NDArray[np.uint8], given: NDArray[np.int8]) -> NDArray[np.int8]:
         codes = given.copy()
@@ -123,9 +127,16 @@ class Keep:
         return codes
 
 
-def keep_name(partition: int) -> str:
-    """Where the rows of a partition that stay are listed."""
+def _kept_name(partition: int) -> str:
     return f"keep/{partition:06d}.arrow"
+
+
+def read_kept(
+    staging: Staging, partition: int, limit: int
+) -> tuple[NDArray[np.bytes_], NDArray[np.int32], NDArray[np.int8]]:
+    """The first `limit` rows that stay in a partition: ids (32 bytes), class indices, split codes."""
+    batch = staging.read_batch(_kept_name(partition), 0, KEPT).slice(0, limit)
+    return as_bytes(binary_values(batch["id"])), np.asarray(batch["label"]), np.asarray(batch["split"])
 
 
 def unique_rows(
@@ -142,7 +153,7 @@ def unique_rows(
         Index of some row of each text, its label and split as described for `Keep`, and how many texts came with
         different labels.
     """
-    order = np.argsort(_as_bytes(ids), kind="stable")
+    order = np.argsort(as_bytes(ids), kind="stable")
     sorted_ids = ids[order]
     fresh = np.ones(len(ids), dtype=bool)
     fresh[1:] = (sorted_ids[1:] != sorted_ids[:-1]).any(axis=1)
@@ -168,7 +179,7 @@ def count_classes(splits: NDArray[np.int8], labels: NDArray[np.int32], classes: 
     return np.bincount(flat, minlength=len(SPLITS) * classes).reshape(len(SPLITS), classes)
 
 
-def _as_bytes(values: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+def as_bytes(values: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     """Rows of bytes as one bytes value each, which sort and compare as a whole."""
     width = values.shape[1]
     return np.ascontiguousarray(values).view(f"S{width}").reshape(-1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from lspm_ray.artifact import Artifact, filesystem, join
 from lspm_ray.corpus.config import SPLITS
-from lspm_ray.corpus.consolidate import keep_name
+from lspm_ray.corpus.consolidate import as_bytes, read_kept
+from lspm_ray.corpus.scan import ROWS, TEXTS
 from lspm_ray.corpus.staging import Staging, binary_values
 from lspm_ray.corpus.stats import Histogram
 from lspm_ray.models.directory import load_tokenizer
@@ -32,53 +34,76 @@ _CHARACTER_BIN = 100
 _ENCODE_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class Span:
-    """Rows `start` to `stop` of a split within one partition, of which only the first `limit` rows count at all."""
-
-    partition: int
-    start: int
-    stop: int
-    limit: int
-
-
 def shard_name(split: str, number: int) -> str:
     """Path of a shard inside the artifact."""
     return f"{split}/part-{number:05d}.parquet"
 
 
-def plan_shards(
-    rows: NDArray[np.int64], limits: Sequence[int], rows_per_shard: int, split: str
-) -> Iterator[dict[str, Any]]:
+class Shard(TypedDict):
+    """A shard to write (JSON types).
+
+    Attributes:
+        number: its place in the split.
+        spans: [partition, start, stop, limit]: rows `start` to `stop` of the split within a partition, of which only
+            the first `limit` rows of any split count.
+    """
+
+    number: int
+    spans: list[list[int]]
+
+
+def plan_shards(rows: NDArray[np.int64], limits: Sequence[int], rows_per_shard: int) -> list[Shard]:
     """Cut a split into shards of equal size, give or take one row; at least one, if only an empty one.
 
     Args:
         rows: of the split in each partition, shape [partitions].
         limits: rows of any split that count in each partition.
         rows_per_shard: at most.
-        split: its name.
-
-    Yields:
-        Items for `Pack`.
     """
     total = int(rows.sum())
-    shards = max(1, math.ceil(total / rows_per_shard))
+    count = max(1, math.ceil(total / rows_per_shard))
     ends = np.cumsum(rows)
-    for number in range(shards):
-        start, stop = total * number // shards, total * (number + 1) // shards
+    shards: list[Shard] = []
+    for number in range(count):
+        start, stop = total * number // count, total * (number + 1) // count
         spans = []
         for partition in range(int(np.searchsorted(ends, start, side="right")), len(rows)):
             begin = int(ends[partition] - rows[partition])
             if begin >= stop:
                 break
-            low, high = max(start, begin) - begin, min(stop, int(ends[partition])) - begin
-            spans.append([partition, low, high, limits[partition]])
-        yield {"split": split, "number": number, "spans": spans}
+            if rows[partition]:
+                low, high = max(start, begin) - begin, min(stop, int(ends[partition])) - begin
+                spans.append([partition, low, high, limits[partition]])
+        shards.append({"number": number, "spans": spans})
+    return shards
+
+
+def group_shards(shards: Sequence[Shard], rows_per_task: int) -> Iterator[list[Shard]]:
+    """Put neighbouring shards together, as long as they hold no more than `rows_per_task` rows."""
+    group: list[Shard] = []
+    rows = 0
+    for shard in shards:
+        size = sum(stop - start for _, start, stop, _ in shard["spans"])
+        if group and rows + size > rows_per_task:
+            yield group
+            group, rows = [], 0
+        group.append(shard)
+        rows += size
+    yield group
+
+
+class _Rows(NamedTuple):
+    """Rows of one split in the final order."""
+
+    ids: list[bytes]
+    texts: list[str]
+    labels: list[int]
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Writes one shard (an item comes from `plan_shards`) and returns histograms of its lengths.
+    """Writes neighbouring shards of one split (an item is `{"split": name, "shards": [Shard, ...]}`) and returns
+    histograms of the lengths of their texts.
 
     Attributes:
         staging: where the rows are.
@@ -95,47 +120,60 @@ class Pack:
     model: Artifact
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Write the shard."""
-        spans = [Span(*span) for span in item["spans"]]
-        columns = [self._rows(span, SPLITS.index(item["split"])) for span in spans]
-        ids = [row_id for some, _, _ in columns for row_id in some]
-        labels = [int(label) for _, some, _ in columns for label in some]
-        texts = [text for _, _, some in columns for text in some]
-        encoded = self._encode(texts)
-        tokens = np.array([len(row) for row in encoded], dtype=np.int64)
+        """Write the shards."""
+        split, shards = item["split"], item["shards"]
+        rows = self._rows([span for shard in shards for span in shard["spans"]], SPLITS.index(split))
+        encoded = self._encode(rows.texts)
+        tokens = np.array([len(ids) for ids in encoded], dtype=np.int64)
+        characters = np.array([len(text) for text in rows.texts], dtype=np.int64)
         table = pa.Table.from_arrays(
             [
-                pa.array([row_id.hex() for row_id in ids], pa.string()),
-                pa.array(texts, pa.string()),
-                pa.array(labels, pa.int64()),
+                pa.array([row_id.hex() for row_id in rows.ids], pa.string()),
+                pa.array(rows.texts, pa.string()),
+                pa.array(rows.labels, pa.int64()),
                 _lists(encoded, tokens),
             ],
             schema=SCHEMA,
         )
-        self._write(table, shard_name(item["split"], item["number"]))
-        characters = np.array([len(text) for text in texts], dtype=np.int64)
+        start = 0
+        for shard in shards:
+            size = sum(stop - start for _, start, stop, _ in shard["spans"])
+            self._write(table.slice(start, size), shard_name(split, shard["number"]))
+            start += size
         return {
-            "split": item["split"],
+            "split": split,
             "tokens": Histogram.of(tokens).raw(),
             "characters": Histogram.of(characters, _CHARACTER_BIN).raw(),
         }
 
-    def _rows(self, span: Span, split: int) -> tuple[list[bytes], NDArray[np.int32], list[str]]:
-        kept = self.staging.read_batch(keep_name(span.partition), 0).slice(0, span.limit)
-        chosen = np.flatnonzero(np.asarray(kept["split"]) == split)[span.start : span.stop]
-        ids = [row.tobytes() for row in binary_values(kept["id"])[chosen]]
-        texts = self._texts(set(ids), span.partition)
-        return ids, np.asarray(kept["label"])[chosen], [texts[row_id] for row_id in ids]
+    def _rows(self, spans: list[list[int]], split: int) -> _Rows:
+        """The rows of consecutive spans; every partition is read once."""
+        rows = _Rows([], [], [])
+        for partition, group in groupby(spans, key=lambda span: span[0]):
+            some = list(group)
+            ids, labels, splits = read_kept(self.staging, partition, some[0][3])
+            chosen = np.flatnonzero(splits == split)[some[0][1] : some[-1][2]]
+            texts = self._texts(ids[chosen], partition)
+            rows.ids.extend(_whole(row_id) for row_id in ids[chosen].tolist())
+            rows.texts.extend(texts)
+            rows.labels.extend(labels[chosen].tolist())
+        return rows
 
-    def _texts(self, wanted: set[bytes], partition: int) -> dict[bytes, str]:
-        texts: dict[bytes, str] = {}
+    def _texts(self, ids: NDArray[np.bytes_], partition: int) -> list[str]:
+        """The text of each of the different `ids`."""
+        order = np.argsort(ids)
+        ordered = ids[order]
+        found = [""] * len(ids)
         for chunk in self.chunks:
-            batch = self.staging.read_batch(f"rows/{chunk}", partition, ("id", "text"))
-            ids = batch["id"].to_pylist()
-            rows = [index for index, row_id in enumerate(ids) if row_id in wanted]
-            found = batch["text"].take(pa.array(rows, pa.int64())).to_pylist()
-            texts.update(zip((ids[row] for row in rows), found, strict=True))
-        return texts
+            batch = self.staging.read_batch(f"rows/{chunk}", partition, ROWS)
+            staged = as_bytes(binary_values(batch["id"]))
+            place = np.minimum(np.searchsorted(ordered, staged), len(ids) - 1)
+            hits = np.flatnonzero(ordered[place] == staged)
+            if len(hits):
+                texts = self.staging.read_batch(f"texts/{chunk}", partition, TEXTS)["text"].take(pa.array(hits))
+                for position, text in zip(order[place[hits]].tolist(), texts.to_pylist(), strict=True):
+                    found[position] = text
+        return found
 
     def _encode(self, texts: list[str]) -> list[Encoded]:
         if not texts:
@@ -152,6 +190,10 @@ class Pack:
         fs.create_dir(path.rpartition("/")[0], recursive=True)
         with fs.open_output_stream(path) as sink:
             pq.write_table(table, sink, compression="zstd", row_group_size=max(1, len(table)))
+
+
+def _whole(row_id: bytes) -> bytes:
+    return row_id.ljust(32, b"\0")  # numpy cuts zero bytes at the end
 
 
 def _lists(encoded: list[Encoded], lengths: NDArray[np.int64]) -> pa.Array:

@@ -145,7 +145,7 @@ def _decoded(value: object) -> object:
 
 
 def _shown(raw: object) -> str:
-    text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else repr(raw)
+    text = raw.rstrip(b"\r\n").decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else repr(raw)
     return text[:_RAW_CHARACTERS]
 
 

@@ -11,16 +11,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from lspm_ray.corpus.clean import normalize, reason_to_drop, text_id
 from lspm_ray.corpus.config import SPLITS, DataConfig
-from lspm_ray.corpus.dedup import Bands, band_keys, signatures, sketches
+from lspm_ray.corpus.dedup import SKETCH_BYTES, Bands, band_keys, signatures, sketches
 from lspm_ray.corpus.labels import LabelSet, check_count
 from lspm_ray.corpus.read import Rejected, Row, read_unit
 from lspm_ray.corpus.sources import Layout, SourceFile, Unit
 from lspm_ray.corpus.split import UNASSIGNED, order_keys, partition_of, precedence
 from lspm_ray.corpus.staging import Staging, binary_array, split_batches
 from lspm_ray.errors import DataError
+
+ROWS = pa.schema([("id", pa.binary(32)), ("label", pa.string()), ("split", pa.int8())])
+"""Staged rows without their texts; `label` is the name, `split` the code or `UNASSIGNED`."""
+TEXTS = pa.schema([("text", pa.large_string())])
+"""Their texts, in the same order."""
+INDEX = pa.schema(
+    [("key", pa.uint64()), ("rank", pa.uint8()), ("id", pa.binary(16)), ("sketch", pa.binary(SKETCH_BYTES))]
+)
+"""Entries for the comparison: band key, and the text it belongs to (see `dedup.NODE`)."""
 
 
 @dataclass
@@ -38,8 +48,9 @@ class _Chunk:
 class Scan:
     """Stages the rows of one unit (an item is a `Unit` as JSON) and returns what was found in it.
 
-    Files per chunk: `rows/` holds id, label, split and text by partition of the final order; `index/` holds one entry
-    per row and band, by partition of the band key. Rejects go to `quarantine/`. A unit that is done is not done again.
+    Files per chunk: `rows/` holds id, label and split of each row, and `texts/` its text, by partition of the final
+    order; `index/` holds one entry per row and band, by partition of the band key. Rejects go to `quarantine/`. A unit
+    that is done is not done again.
     """
 
     config: DataConfig
@@ -122,32 +133,27 @@ class Scan:
 
     def _stage(self, chunk: _Chunk, name: str) -> None:
         ids = np.frombuffer(b"".join(chunk.ids), dtype=np.uint8).reshape(-1, 32)
-        rows = pa.record_batch(
-            {
-                "id": binary_array(ids),
-                "label": pa.array(chunk.labels, pa.string()),
-                "split": pa.array(chunk.splits, pa.int8()),
-                "text": pa.array(chunk.texts, pa.large_string()),
-            }
-        )
+        rows = [binary_array(ids), pa.array(chunk.labels, pa.string()), pa.array(chunk.splits, pa.int8())]
+        texts = [pa.array(chunk.texts, pa.large_string())]
         partition = partition_of(order_keys(ids, self.config.seed), self.partitions)
-        self.staging.write_batches(f"rows/{name}", split_batches(rows, partition, self.partitions))
+        self._write(f"rows/{name}", pa.record_batch(rows, schema=ROWS), partition)
+        self._write(f"texts/{name}", pa.record_batch(texts, schema=TEXTS), partition)
         if not self.config.near_duplicates:
             return
         signature = signatures(chunk.texts)
         keys = band_keys(signature, Bands.for_similarity(self.config.similarity))
         bands = keys.shape[1]
         ranks = np.array([precedence(split) for split in chunk.splits], dtype=np.uint8)
-        index = pa.record_batch(
-            {
-                "key": pa.array(keys.ravel()),
-                "rank": pa.array(ranks.repeat(bands)),
-                "id": binary_array(ids[:, :16].repeat(bands, axis=0)),
-                "sketch": binary_array(sketches(signature).repeat(bands, axis=0)),
-            }
-        )
-        partition = partition_of(keys.ravel(), self.partitions)
-        self.staging.write_batches(f"index/{name}", split_batches(index, partition, self.partitions))
+        index = [
+            pa.array(keys.ravel()),
+            pa.array(ranks.repeat(bands)),
+            binary_array(ids[:, :16].repeat(bands, axis=0)),
+            binary_array(sketches(signature).repeat(bands, axis=0)),
+        ]
+        self._write(f"index/{name}", pa.record_batch(index, schema=INDEX), partition_of(keys.ravel(), self.partitions))
+
+    def _write(self, name: str, batch: pa.RecordBatch, partition: NDArray[np.int64]) -> None:
+        self.staging.write_batches(name, split_batches(batch, partition, self.partitions))
 
 
 class _Findings:

@@ -35,6 +35,8 @@ _CODECS = {"brotli", "snappy", "gzip", "zstd", "lz4", "gz", "zst"}
 _WILDCARD = re.compile(r"[*?\[]")
 _HASHED_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 20
+# Of compressed text, roughly.
+_EXPANSION = 4
 
 
 @dataclass(frozen=True)
@@ -84,37 +86,37 @@ class Layout:
     """How the work is cut. It decides how much can run at once and how much memory a task takes, never the result.
 
     Attributes:
-        unit_bytes: a unit reads about this much of a file.
+        unit_bytes: a unit reads about this much of a file, as stored, or more if the files are large.
+        unit_growth: units are at least the square root of this times the size of all files.
         most_parts: parts of one file whose parts must each parse the whole file (CSV, compressed).
         chunk_rows: a unit stages its rows in chunks of this many.
         chunk_characters: or of this many characters, whichever is reached first.
-        partition_bytes: source bytes per partition of the shuffles.
+        partition_bytes: of text per partition of the shuffles.
     """
 
     unit_bytes: int = 1 << 19
+    unit_growth: int = 1 << 16
     most_parts: int = 8
-    chunk_rows: int = 20_000
-    chunk_characters: int = 1 << 26
-    partition_bytes: int = 1 << 25
+    chunk_rows: int = 1 << 16
+    chunk_characters: int = 1 << 25
+    partition_bytes: int = 1 << 26
 
     def partitions(self, files: Sequence[SourceFile]) -> int:
         """Partitions for the shuffles of these files."""
-        return max(2, math.ceil(sum(file.bytes for file in files) / self.partition_bytes))
+        text_bytes = sum(file.bytes * (_EXPANSION if _is_compressed(file) else 1) for file in files)
+        return max(2, math.ceil(text_bytes / self.partition_bytes))
 
     def units(self, files: Sequence[SourceFile]) -> list[Unit]:
         """Cut the files into units."""
         units: list[Unit] = []
+        # A unit of 8 MiB for 1 GiB, 256 MiB for 1 TiB: both the number of units and their size stay within reason.
+        unit_bytes = max(self.unit_bytes, math.isqrt(self.unit_growth * sum(file.bytes for file in files)))
         for file in files:
-            parts = self._parts(file)
+            parts = max(1, math.ceil(file.bytes / unit_bytes))
+            if file.format == "csv" or file.compression is not None:
+                parts = min(parts, self.most_parts)
             units += [Unit(len(units) + part, file, part, parts) for part in range(parts)]
         return units
-
-    def _parts(self, file: SourceFile) -> int:
-        wanted = max(1, math.ceil(file.bytes / self.unit_bytes))
-        if file.format == "csv" or file.compression is not None:
-            return min(wanted, self.most_parts)
-        # Byte ranges and row groups can be read apart, so a large file is cut finely, but not into thousands of tasks.
-        return min(wanted, max(self.most_parts, math.ceil(file.bytes / (64 * self.unit_bytes))))
 
 
 def resolve(config: DataConfig) -> list[SourceFile]:
@@ -148,6 +150,10 @@ def fingerprint_sources(config: DataConfig) -> dict[str, Any]:
             entry["mtime_ns"] = file.mtime_ns
         entries.append(entry)
     return {"files": entries}
+
+
+def _is_compressed(file: SourceFile) -> bool:
+    return file.compression is not None or file.format == "parquet"
 
 
 def open_error(file: SourceFile, error: Exception) -> DataError:

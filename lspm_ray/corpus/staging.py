@@ -1,13 +1,14 @@
 """Files between the steps of `prepare`, in the stage's work directory: they outlive a kill, and are found again.
 
-A table file is in the Arrow IPC format with one record batch per partition, so that a later task reads its partition
-alone. A step's result is a JSON file written last: it is there if and only if the step is done.
+A table file holds one Arrow record batch per partition behind a list of their offsets, so that a later task finds and
+reads its partition alone with two small reads, however many partitions there are. (The Arrow file format would make it
+read the whole list.) A step's result is a JSON file written last: it is there if and only if the step is done.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from lspm_ray.artifact import filesystem
+
+_OFFSET_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,23 @@ class Staging:
         return bool(fs.get_file_info(f"{base}/{name}").type == pafs.FileType.File)
 
     def write_batches(self, name: str, batches: Sequence[pa.RecordBatch]) -> None:
-        """Write a table file; batch `p` belongs to partition `p`. Needs at least one batch."""
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with self.open_output(name) as sink, pa.ipc.new_file(sink, batches[0].schema, options=options) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
+        """Write a table file; batch `p` belongs to partition `p`."""
+        payload = [_serialized(batch) for batch in batches]
+        sizes = [len(content) for content in payload]
+        offsets = _OFFSET_BYTES * (len(sizes) + 1) + np.concatenate(([0], np.cumsum(sizes)))
+        with self.open_output(name) as sink:
+            sink.write(offsets.astype("<u8").tobytes())
+            for content in payload:
+                sink.write(content)
 
-    def read_batch(self, name: str, partition: int, columns: Iterable[str] | None = None) -> pa.RecordBatch:
-        """One partition of a table file, or some of its columns."""
+    def read_batch(self, name: str, partition: int, schema: pa.Schema) -> pa.RecordBatch:
+        """One partition of a table file."""
         with self.open_input(name) as source:
-            if columns is None:
-                return pa.ipc.open_file(source).get_batch(partition)
-            names = pa.ipc.open_file(source).schema.names
-            source.seek(0)
-            options = pa.ipc.IpcReadOptions(included_fields=sorted(names.index(column) for column in columns))
-            return pa.ipc.open_file(source, options=options).get_batch(partition)
+            bounds = np.frombuffer(source.read_at(2 * _OFFSET_BYTES, partition * _OFFSET_BYTES), dtype="<u8")
+            start, stop = (int(bound) for bound in bounds)
+            if start == stop:
+                return pa.RecordBatch.from_pylist([], schema=schema)
+            return pa.ipc.open_stream(pa.py_buffer(source.read_at(stop - start, start))).read_next_batch()
 
     def write_result(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """Mark a step as done, with its result (JSON types), which is returned."""
@@ -79,6 +84,15 @@ class Staging:
                 result: dict[str, Any] = json.loads(source.read())
                 return result
         return None
+
+
+def _serialized(batch: pa.RecordBatch) -> bytes:
+    if not len(batch):
+        return b""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
 
 
 def binary_array(values: NDArray[np.uint8]) -> pa.Array:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lspm_ray.artifact import open_artifact
+from lspm_ray.artifact import hardware, open_artifact
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.tasks import Encoded
 
@@ -35,6 +36,10 @@ class Bench:
         self._cell_s = cell_s
         self._next = 0
         self._predictor.predict(self._examples[:_WARM_UP_ROWS])
+
+    def hardware(self) -> dict[str, Any]:
+        """Of the node this runs on."""
+        return hardware()
 
     def load_time(self) -> float:
         """Seconds from files to the first answer."""

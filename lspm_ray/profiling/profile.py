@@ -105,7 +105,7 @@ def _table(
     quality[LINEAR] = {split: (truth[split], linear_logits[split]) for split in truth}
     counts = class_counts(data, "train")
     quality[MAJORITY] = {split: (y, majority(counts, len(y))) for split, y in truth.items()}
-    speeds, encode_s = _speeds(config, task, models, data, report)
+    speeds, encode_s, measured_on = _speeds(config, task, models, data, report)
     seconds = {name: 1 / speed.best_rows_per_s + encode_s for name, speed in speeds.items()}
     seconds |= {LINEAR: linear_s, MAJORITY: 0.0}
     report("profile: intervals")
@@ -121,7 +121,7 @@ def _table(
         linear=comparison,
         baseline_verdict=comparison.sentence("the full model", "the linear baseline"),
         rounds=config.rounds,
-        hardware=hardware(),
+        hardware=measured_on,
     )
 
 
@@ -192,8 +192,8 @@ def _mark_dominated(rows: list[VariantProfile]) -> list[VariantProfile]:
 
 def _speeds(
     config: ProfileConfig, task: Task, models: Mapping[str, Artifact], data: Artifact, report: Report
-) -> tuple[dict[str, Speed], float]:
-    """Speed of every model, and seconds to tokenise one example. One process per model, all on one node."""
+) -> tuple[dict[str, Speed], float, dict[str, Any]]:
+    """Speed of every model, seconds to tokenise one example, and where. One process per model, all on one node."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -218,7 +218,8 @@ def _speeds(
             report(f"profile: loading {name}")
             benches[name] = actor.remote(model.uri, threads, examples, config.cell_s)
             load_s[name] = ray.get(benches[name].load_time.remote())  # one after another: a race would slow all
-        return _interleave(config, benches, models, load_s, threads, report), encode_s
+        measured_on = ray.get(benches[FULL].hardware.remote())
+        return _interleave(config, benches, models, load_s, threads, report), encode_s, measured_on
     finally:
         remove_placement_group(group)
 

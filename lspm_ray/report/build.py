@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.corpus.build import STATS_FILE
@@ -103,7 +100,7 @@ def gather(
         hardware=table.hardware,
         reliability=[_reliability(name, outputs[name], plan) for name in models],
         confusion={name: _matrix(table[name]) for name in models},
-        training=_training(full),
+        training=training(full),
         data=data_summary(data.read_json(STATS_FILE), data.manifest.config),
         lineage=_lineage(sources, table.variants),
     )
@@ -155,7 +152,7 @@ def _single(kind: Any, variant: VariantProfile, certified: bool = False) -> Alte
 
 def _promise(select: Artifact) -> Promise:
     asked = select.manifest.config["select"]
-    return Promise.parse({key: asked[key] for key in Promise.model_fields})
+    return Promise.parse({key: asked[key] for key in Promise.model_fields if key in asked})
 
 
 def _without_details(variant: VariantProfile) -> VariantProfile:
@@ -184,12 +181,12 @@ def _temperature(name: str, outputs: Artifact, plan: Plan) -> float:
     for stage in plan.stages:
         if stage.model.name == name:
             return stage.temperature
-    labels: NDArray[np.int64]
     _, labels, logits = read_outputs(outputs, "selection")
     return fit_temperature(logits, labels)
 
 
-def _training(full: Artifact) -> Training:
+def training(full: Artifact) -> Training:
+    """History and settings of a fine-tuned model."""
     settings = dict(full.manifest.config["train"])
     return Training(
         history=full.read_json("history.json"),

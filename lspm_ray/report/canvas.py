@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PX_PER_PT = 4 / 3
+_LEAST_SCALE = 0.8
+"""How far a figure shrinks on a small screen before it scrolls: its text must stay readable."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # real text: searchable, readable to screen readers, and in any script
     "text.parse_math": False,  # a label may hold a $
@@ -181,6 +183,7 @@ def _style(style: str) -> str:
 def _frame(root: ET.Element, caption: Caption) -> None:
     for key in ("width", "height"):
         root.set(key, f"{float(root.get(key, '0pt').removesuffix('pt')) * _PX_PER_PT:.0f}")
+    root.set("style", f"min-width:{_LEAST_SCALE * float(root.get('width', '0')):.0f}px")
     root.attrib.pop("version", None)
     root.set("role", "img")
     root.set("aria-labelledby", f"{caption.id}-title {caption.id}-desc")

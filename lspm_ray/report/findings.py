@@ -121,12 +121,13 @@ class Alternative(Config):
 
 
 class Promise(Config):
-    """What the user asked for."""
+    """What the user asked for; `first` is the variant that the configuration insists on."""
 
     alpha: float
     delta: float
     risk: Literal["regret", "disagreement"]
     min_saving: float
+    first: str | None = None
 
 
 class Source(Config):

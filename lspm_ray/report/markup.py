@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 
 _VOID = {"br", "col", "link", "meta"}
+_LONG = 60
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Explicit direction marks could make one name look like another; every name is isolated by `name` instead.
 _DIRECTION = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -47,8 +48,8 @@ def join(children: Child) -> Html:
 
 
 def name(text: str) -> Html:
-    """A name somebody else chose: set apart from the text direction around it."""
-    return element("bdi", text)
+    """A name somebody else chose: set apart from the text direction around it; long ones may be shown in part."""
+    return element("bdi", text, title=text if len(text) > _LONG else None)
 
 
 def plain(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.report import tables, words
-from lspm_ray.report.figures.confusion import MOST_CLASSES, confusion
+from lspm_ray.report.figures.confusion import CELL_NUMBERS_UP_TO, MOST_CLASSES, confusion
 from lspm_ray.report.figures.latency import latency
 from lspm_ray.report.figures.learning import learning_curves
 from lspm_ray.report.figures.lengths import token_lengths
@@ -18,6 +18,8 @@ from lspm_ray.report.findings import Findings
 from lspm_ray.report.markup import Child, Html, element, join, name
 from lspm_ray.report.theme import style_sheet
 
+_SIDE_BY_SIDE = 8
+"""Classes up to which two confusion matrices fit side by side."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing is ever loaded and nothing ever runs, even if escaping should fail."""
 
@@ -57,6 +59,7 @@ def _header(findings: Findings, title: str) -> Html:
         element("p", made, class_="note"),
         element("p", words.headline(findings), class_="lead"),
         element("p", words.promise(findings), class_="lead"),
+        element("p", words.why(findings), " ", element("a", "Why not the others?", href="#rejected"), class_="note"),
         _tiles(findings),
         _verdict(findings),
         tables.alternatives(findings),
@@ -156,7 +159,7 @@ def _risk(findings: Findings) -> Child:
     if findings.curve is None:
         return element("p", "No variant got as far as certification, so there is no curve to show.")
     validator = words.spec(findings.plan.validator, "validator")
-    of = findings.certificate.first.name if findings.certificate else "the best candidate, which was not certified,"
+    of = findings.certificate.first.name if findings.certificate else "the best candidate, which is not served,"
     note = [
         "What happens on the calibration rows as ",
         name(of),
@@ -175,15 +178,16 @@ def _certificate(findings: Findings) -> Child:
             f"{words.promise(findings)} Asked for was a {asked.risk} of at most {words.level(asked.alpha)} with "
             f"{words.level(1 - asked.delta)} confidence.",
         )
-    threshold = "every answer is accepted" if c.threshold is None else f"answers are accepted from {c.threshold:.6g} up"
+    alone = c.threshold is None
+    rule = "every answer is accepted" if alone else f"answers are accepted from {c.threshold:.6g} up"
     entries: list[tuple[str, Child]] = [
         ("What is promised", words.promise(findings)),
         (
             "About what",
             [
                 name(c.first.name),
-                f" answering before {c.full.name}, its logits divided by {c.temperature:.4g}, judged by "
-                f"{words.spec(c.validator, 'validator')}: {threshold}.",
+                f" answering {'in place of' if alone else 'before'} {c.full.name}, its logits divided by "
+                f"{c.temperature:.4g}, judged by {words.spec(c.validator, 'validator')}: {rule}.",
             ],
         ),
         ("On what evidence", words.evidence(findings)),
@@ -240,17 +244,20 @@ def _calibration(findings: Findings) -> Child:
 
 def _confusion(findings: Findings) -> Child:
     drawn = [
-        _figure(
-            confusion(matrix, findings.labels, model, anchor=f"confusion-{index}"),
-            [element("strong", name(model)), ", on test, before any escalation"],
-        )
+        [
+            _figure(
+                confusion(matrix, findings.labels, model, anchor=f"confusion-{index}"),
+                [element("strong", name(model)), ", on test, before any escalation"],
+            ),
+            tables.mistakes(findings, model) if len(matrix) > CELL_NUMBERS_UP_TO else None,
+        ]
         for index, (model, matrix) in enumerate(findings.confusion.items())
     ]
-    few = len(findings.labels) <= 8
-    note = f"The {MOST_CLASSES - 1} most frequent classes are shown, the others added up. "
-    more = note if len(findings.labels) > MOST_CLASSES else ""
-    text = f"{more}Rows are true classes, columns predicted ones; the shade is the share of the true class."
-    return [element("p", text), element("div", drawn, class_="pair" if few else None)]
+    text = "Rows are true classes, columns predicted ones; the shade is the share of the true class."
+    if len(findings.labels) > MOST_CLASSES:
+        text = f"The {MOST_CLASSES - 1} most frequent classes are shown, the others added up. {text}"
+    small = len(findings.labels) <= _SIDE_BY_SIDE
+    return [element("p", text), element("div", (element("div", d) for d in drawn), class_="pair" if small else None)]
 
 
 def _training(findings: Findings) -> Child:

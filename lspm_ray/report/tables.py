@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.profiling.table import Speed, VariantProfile
 from lspm_ray.report import words
 from lspm_ray.report.findings import Alternative, Findings
 from lspm_ray.report.markup import Child, Html, element, name
 
-Cells = Callable[[VariantProfile], list[Html]]
-
 TALL_FROM = 13
 """Rows from which a table scrolls inside its own frame."""
+MOST_MISTAKES = 10
+"""Pairs of classes listed under a confusion matrix."""
 RELATIVE = f"{words.TIMES} full"
 _KINDS = {
     "plan": "the plan",
@@ -33,7 +34,7 @@ def alternatives(findings: Findings) -> Html:
     rows = [
         _row(
             _alternative(a),
-            [_estimated(a.accuracy), _cell(words.times(a.cost)), _cell("yes" if a.certified else "no")],
+            [_estimated(a.accuracy), _cell(words.times(a.cost)), _cell(_certified(a))],
             "served" if a.kind == "plan" else None,
         )
         for a in findings.alternatives
@@ -60,7 +61,7 @@ def quality(findings: Findings) -> Html:
         _head("calibration error", "%"),
         _head("same answer as full", "%"),
     ]
-    return _variant_table("quality", caption, heads, findings, _quality_cells)
+    return _variant_table("quality", caption, heads, findings, lambda v: _standing(v, findings), _quality_cells)
 
 
 def speed(findings: Findings) -> Html:
@@ -69,22 +70,21 @@ def speed(findings: Findings) -> Html:
     threads = next((v.speed.threads for v in findings.variants if v.speed), 0)
     caption = (
         f"Speed and size with {words.counted(threads, 'CPU thread')} on {words.hardware(findings.hardware)}; medians "
-        f"over {words.counted(findings.rounds, 'interleaved round')}. Latency is that of one row alone. Cost is time per "
-        f"row at the best batch size, {words.significant(findings.encode_ms)} ms for tokenising included. Baselines are "
-        "measured for quality and cost alone."
+        f"over {words.counted(findings.rounds, 'interleaved round')}. Latency is that of one row alone. Cost is time "
+        f"per row at the best batch size, {words.significant(findings.encode_ms)} ms of tokenising included. "
+        "Baselines are measured for quality and cost alone."
     )
     heads = [
         _head("variant"),
         _head("cost", RELATIVE),
         _head("latency p50", "ms"),
         _head("latency p99", "ms"),
-        *(_head(f"throughput at {size}", "rows/s") for size in sizes),
+        *(_head("throughput", f"rows/s at {size}") for size in sizes),
         _head("peak memory", "MB"),
         _head("size", "MB"),
         _head("load time", "s"),
-        _head("runtime and making", text=True),
     ]
-    return _variant_table("speed", caption, heads, findings, lambda v: _speed_cells(v, sizes))
+    return _variant_table("speed", caption, heads, findings, _making, lambda v: _speed_cells(v, sizes))
 
 
 def recall_change(findings: Findings) -> Html:
@@ -102,6 +102,24 @@ def recall_change(findings: Findings) -> Html:
         cells += [_change(v.recall_change.get(entry.label)) for v in compressed]
         rows.append(_row(name(entry.label), cells))
     return _table("recall", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+
+
+def mistakes(findings: Findings, model: str) -> Html | None:
+    """The most frequent confusions of one model; None if it makes none."""
+    matrix, labels = findings.confusion[model], findings.labels
+    found = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
+    worst = sorted(found, key=lambda pair: (-pair[0], pair[1:]))[:MOST_MISTAKES]
+    if not worst:
+        return None
+    heads = [_head("true class"), _head("taken for", text=True), _head("rows"), _head("share of the true class", "%")]
+    rows = [
+        _row(name(labels[i]), [_text(name(labels[j])), _cell(words.count(n)), _cell(_share(n, sum(matrix[i])))])
+        for n, i, j in worst
+    ]
+    caption = (
+        f"The most frequent mistakes of {model} on test: {words.count(len(worst))} of {words.count(len(found))} pairs."
+    )
+    return _table(f"mistakes-{model}", caption, heads, [element("tbody", rows)])
 
 
 def rejected(findings: Findings) -> Html:
@@ -201,12 +219,19 @@ def batch_sizes(findings: Findings) -> list[int]:
     return sorted({size for v in findings.variants if v.speed for size in v.speed.rows_per_s})
 
 
-def _variant_table(anchor: str, caption: str, heads: Sequence[Html], findings: Findings, cells: Cells) -> Html:
+def _variant_table(
+    anchor: str,
+    caption: str,
+    heads: Sequence[Html],
+    findings: Findings,
+    note: Callable[[VariantProfile], Child],
+    cells: Callable[[VariantProfile], list[Html]],
+) -> Html:
     served = {stage.model.name for stage in findings.plan.stages}
     models: list[Html] = []
     baselines: list[Html] = []
     for v in findings.variants:
-        head = [name(v.name), element("span", _standing(v, findings), class_="range")]
+        head = [name(v.name), element("span", note(v), class_="range")]
         mark = "served" if v.name in served else "dominated" if v.dominated_by else None
         (models if v.servable else baselines).append(_row(head, cells(v), mark))
     bodies = [element("tbody", models)]
@@ -231,13 +256,14 @@ def _quality_cells(v: VariantProfile) -> list[Html]:
 
 
 def _speed_cells(v: VariantProfile, sizes: Sequence[int]) -> list[Html]:
-    made = " → ".join(words.spec(step, "method") for step in v.recipe) or None
-    runtime = f"{v.runtime}, {v.precision}" if v.servable else v.runtime
-    return [
-        _cell(words.times(v.cost)),
-        *_measured(v.speed, sizes),
-        _text([runtime, element("span", made, class_="range")]),
-    ]
+    return [_cell(words.times(v.cost)), *_measured(v.speed, sizes)]
+
+
+def _making(v: VariantProfile) -> Child:
+    if not v.servable:
+        return None
+    steps = " → ".join(words.spec(step, "method") for step in v.recipe)
+    return f"{v.runtime}, {v.precision}" + (f"; {steps}" if steps else "")
 
 
 def _measured(speed: Speed | None, sizes: Sequence[int]) -> list[Html]:
@@ -280,6 +306,12 @@ def _standing(v: VariantProfile, findings: Findings) -> Child:
 
 def _alternative(a: Alternative) -> list[Html]:
     return [name(a.name), element("span", _KINDS[a.kind], class_="range")]
+
+
+def _certified(a: Alternative) -> str:
+    if a.name == FULL:
+        return "not needed"
+    return "yes" if a.certified else "no"
 
 
 def _change(change: float | None) -> Html:

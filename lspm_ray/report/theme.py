@@ -88,14 +88,16 @@ nav a:hover{text-decoration:underline}
 .scroll{overflow-x:auto;margin:.75rem 0 1rem;outline-offset:2px}
 .tall{max-height:30rem;overflow-y:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:max-content}
-caption{text-align:left;padding:0 0 .5rem;max-width:48rem;white-space:normal;position:sticky;left:0}
+caption{text-align:left;padding:0 0 .5rem;max-width:min(48rem,calc(100vw - 2.5rem));
+ white-space:normal;position:sticky;left:0}
 th,td{padding:.38rem .6rem;text-align:right;vertical-align:top;border-bottom:1px solid var(--faint);white-space:nowrap}
 thead th{border-bottom:2px solid var(--faint);vertical-align:bottom;font-weight:600;background:var(--paper);
- white-space:normal;max-width:7.2rem;overflow-wrap:break-word}
+ white-space:normal;max-width:7rem;overflow-wrap:break-word}
 th .unit,.range{display:block;white-space:normal;font-weight:400;color:var(--muted);font-size:.8rem}
 .tall thead th{position:sticky;top:0;z-index:2}
 tbody th{text-align:left;font-weight:600;position:sticky;left:0;background:var(--paper);z-index:1;
- min-width:8rem;max-width:17rem;white-space:normal;overflow-wrap:anywhere}
+ min-width:8rem;max-width:15rem;white-space:normal;overflow-wrap:anywhere}
+bdi[title]{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden}
 thead th:first-child{text-align:left;position:sticky;left:0;z-index:3}
 td.text,th.text{text-align:left;white-space:normal;min-width:9rem;max-width:34rem;overflow-wrap:anywhere}
 tbody.baselines th,tbody.baselines td{color:var(--muted);font-weight:400}
@@ -124,7 +126,6 @@ summary{cursor:pointer;color:var(--accent);font-size:.92rem}
 footer{padding:2rem 1.25rem 3rem;color:var(--muted);font-size:.86rem}
 @media (max-width:40rem){
  h1{font-size:1.4rem}.lead{font-size:1.05rem}
- figure svg{max-width:none}
  tbody th{min-width:6.5rem;max-width:9rem}
 }
 @media print{.scroll,.tall,figure .canvas{overflow:visible;max-height:none}nav{display:none}h2{break-after:avoid}

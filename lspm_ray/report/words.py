@@ -91,7 +91,7 @@ def loss_in_words(risk: str) -> str:
     """What the certificate counts as a loss, said of an answer."""
     if risk == "regret":
         return "wrong where the full model would have been right"
-    return "other than the full model's would have been"
+    return "different from what the full model would have answered"
 
 
 def headline(findings: Findings) -> Child:
@@ -104,15 +104,22 @@ def headline(findings: Findings) -> Child:
         return [first, f" answers first and passes {percents(expected['escalation_rate'])} on to ", last, f"; {cost}"]
     if findings.certificate is not None:
         return [first, f" answers every request alone; {cost}"]
-    return f"The full model answers every request alone: {_why_alone(findings)}."
+    return ["The full model, ", first, ", answers every request alone."]
 
 
-def _why_alone(findings: Findings) -> str:
-    if not findings.plan.reasons:
-        return "there are no compressed variants"
-    return (
-        f"no compressed variant both keeps the promise asked for and saves {level(findings.promise.min_saving)} or more"
-    )
+def why(findings: Findings) -> str:
+    """Why just that is served, in one sentence."""
+    candidates = [v for v in findings.variants if v.servable and v.against_full is not None]
+    if not candidates:
+        return "There are no compressed variants to choose from."
+    if findings.promise.first is not None:
+        return f"The configuration asks for it: select.first is {findings.promise.first}."
+    asked = f"at most {level(findings.promise.alpha)} {findings.promise.risk}"
+    among = f"of {counted(len(candidates), 'compressed variant')}"
+    if findings.certificate is None:
+        least = level(findings.promise.min_saving)
+        return f"Why: none {among} both keeps the promise asked for ({asked}) and saves {least} or more."
+    return f"Why: {among}, it is the cheapest way found to keep the promise asked for ({asked})."
 
 
 def promise(findings: Findings) -> str:
@@ -142,11 +149,15 @@ def evidence(findings: Findings) -> str:
 def baseline(findings: Findings) -> tuple[str, bool]:
     """What the comparison with the linear baseline says, and whether it speaks for the full model."""
     verdict = findings.baseline_verdict[:1].upper() + findings.baseline_verdict[1:] + "."
-    if findings.linear.distinguishable and findings.linear.difference.value > 0:
+    better = findings.linear.difference.value > 0
+    if findings.linear.distinguishable and better:
         return verdict, True
+    how = "better" if findings.linear.distinguishable else "as well"
+    costs = [times(a.cost) for a in findings.alternatives if a.kind == "linear"]
+    at = f" at {costs[0]} of the full model's cost" if costs else ""
     return (
-        f"{verdict} On this data tf-idf with logistic regression does the same job at a fraction of the cost: "
-        "consider using it and no transformer at all."
+        f"{verdict} On this data tf-idf with logistic regression does the job {how}{at}: "
+        "consider using that, and no transformer at all."
     ), False
 
 

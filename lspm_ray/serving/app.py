@@ -9,9 +9,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from lspm_ray.config import Config
-from lspm_ray.selection.plan import Plan
 from lspm_ray.serving.bundle import load_bundle
-from lspm_ray.serving.config import ReplicaConfig, ServeConfig
+from lspm_ray.serving.config import ReplicaConfig, ServeConfig, is_inline
 from lspm_ray.serving.deployments import Ingress, VariantReplica
 
 _SPARE_REQUESTS = 64
@@ -49,11 +48,6 @@ def build(args: dict[str, Any]) -> Any:
             handles[str(index)] = variant.options(**options).bind(settings.plan, index, config)
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**ingress_options(settings.serve))
     return ingress.bind(settings.plan, config, handles)
-
-
-def is_inline(plan: Plan, config: ServeConfig) -> bool:
-    """The first stage is loaded inside the ingress."""
-    return plan.stages[0].batch_1_latency_ms <= config.inline_latency_ms
 
 
 def variant_options(name: str, config: ServeConfig) -> dict[str, Any]:

@@ -38,6 +38,16 @@ class Bundle:
         """
         return self.models[stage].local()
 
+    def verify(self) -> None:
+        """Hash the models that lie on this machine; replicas do it for all models before they load them.
+
+        Raises:
+            ArtifactError: see `directory`.
+        """
+        for model in self.models:
+            if "://" not in model.uri:
+                model.verify()
+
     def predictor(self, stage: int, threads: int) -> Predictor:
         """The loaded model of a stage.
 

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from lspm_ray.config import Config
+from lspm_ray.selection.plan import Plan
 
 
 class ReplicaConfig(Config):
@@ -31,6 +32,19 @@ class ReplicaConfig(Config):
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas must be at least min_replicas ({self.min_replicas})")
         return self
+
+
+class IngressConfig(ReplicaConfig):
+    """Replicas of the ingress: many short requests at a time."""
+
+    target_ongoing_requests: float = Field(default=64.0, gt=0)
+
+
+class VariantConfig(ReplicaConfig):
+    """Replicas of a model: few calls at a time, each a batch."""
+
+    max_replicas: int = Field(default=2, ge=1)
+    cpus: float = Field(default=0.5, gt=0)
 
 
 class Limits(Config):
@@ -78,8 +92,8 @@ class ServeConfig(Config):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=1, le=65535)
     name: str = Field(default="lspm", pattern=r"^[A-Za-z0-9_-]+$")
-    ingress: ReplicaConfig = ReplicaConfig(target_ongoing_requests=64.0)
-    variant: ReplicaConfig = ReplicaConfig(max_replicas=2, cpus=0.5)
+    ingress: IngressConfig = IngressConfig()
+    variant: VariantConfig = VariantConfig()
     limits: Limits = Limits()
     max_batch_size: int = Field(default=64, ge=1)
     batch_wait_ms: float = Field(default=1.0, ge=0)
@@ -88,3 +102,8 @@ class ServeConfig(Config):
     inline_latency_ms: float = Field(default=2.0, ge=0)
     hang_s: float = Field(default=60.0, gt=0)
     graceful_shutdown_s: float = Field(default=10.0, gt=0)
+
+
+def is_inline(plan: Plan, config: ServeConfig) -> bool:
+    """The first stage is loaded inside the ingress."""
+    return plan.stages[0].batch_1_latency_ms <= config.inline_latency_ms

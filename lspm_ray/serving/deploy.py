@@ -4,8 +4,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lspm_ray.cluster import preflight, totals
 from lspm_ray.errors import ResourceError, UserError
-from lspm_ray.serving.config import ServeConfig
+from lspm_ray.selection.plan import Plan
+from lspm_ray.serving.bundle import load_bundle
+from lspm_ray.serving.config import ServeConfig, is_inline
 from lspm_ray.serving.render import render
 
 NO_PROGRESS_TIMEOUT_S = 180.0
@@ -25,7 +28,10 @@ def deploy(
     no_progress_timeout_s: float = NO_PROGRESS_TIMEOUT_S,
     progress: Callable[[str], None] | None = None,
 ) -> str:
-    """Deploy and wait until requests are answered. A running endpoint is updated, in place where Ray can.
+    """Deploy and wait until requests are answered.
+
+    A running endpoint is replaced without an interruption. As with `serve deploy`, applications of an earlier config
+    that are not in this one are deleted.
 
     Args:
         plan_uri: the select artifact.
@@ -43,6 +49,9 @@ def deploy(
         DeployError: the application failed; with the message of the replica that did.
     """
     document = render(plan_uri, config)
+    bundle = load_bundle(plan_uri)
+    bundle.verify()
+    check_resources(bundle.plan, config, totals())
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
@@ -66,6 +75,21 @@ def deploy(
     )
     client.wait_for_proxies_serving(wait_for_applications_running=True)
     return url(config)
+
+
+def check_resources(plan: Plan, config: ServeConfig, have: dict[str, float]) -> None:
+    """Refuse an endpoint that the cluster can never hold.
+
+    Raises:
+        ResourceError: says what it needs, what there is and what to lower.
+    """
+    models = len(plan.stages) - is_inline(plan, config)
+    need: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
+    for count, replica in ((1, config.ingress), (models, config.variant)):
+        need["CPU"] += count * replica.min_replicas * replica.cpus
+        need["GPU"] += count * replica.min_replicas * replica.gpus
+    preflight("the endpoint", {"CPU": need["CPU"]}, have, setting="serve.variant.cpus")
+    preflight("the endpoint", {"GPU": need["GPU"]}, have, setting="serve.variant.gpus")
 
 
 def undeploy(name: str | None = None) -> None:

@@ -6,6 +6,7 @@ Only this module and `app` are imported on the cluster.
 import asyncio
 import gc
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -145,9 +146,9 @@ class VariantReplica:
         ends = np.cumsum([len(lengths) for _, lengths in calls])
         return np.split(logits, ends[:-1])
 
-    async def ping(self) -> str:
-        """Something to wait for."""
-        return "ok"
+    async def ping(self) -> int:
+        """Something to wait for: the replica's process id."""
+        return os.getpid()
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces the replica when this raises."""

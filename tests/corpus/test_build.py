@@ -25,7 +25,7 @@ from lspm_ray.errors import DataError, ResourceError
 from tests.toys import WORDS
 
 Make = Callable[..., Artifact]
-FINE = Layout(unit_bytes=700, most_parts=5, chunk_rows=7, chunk_characters=400, partition_bytes=900)
+FINE = Layout(unit_bytes=4000, unit_growth=1, most_parts=5, chunk_rows=19, chunk_characters=2000, partition_bytes=5000)
 
 
 def text_of(number: int, length: int = 12) -> str:
@@ -177,10 +177,10 @@ def test_labels_can_be_named_ordered_and_merged(corpus: dict[str, Any], make_cor
 
 
 def test_sixty_classes(corpus: dict[str, Any], make_corpus: Make, tmp_path: Path) -> None:
-    rows = [{"text": text_of(i), "label": f"class {i % 60:02}"} for i in range(1800)]
+    rows = [{"text": text_of(i), "label": f"class {i % 60:02}"} for i in range(600)]
     made = make_corpus({**corpus, "source": str(write_rows(tmp_path / "b.jsonl", rows))})
     assert labels(made) == [f"class {i:02}" for i in range(60)]
-    assert made.manifest.summary["warnings"] == []
+    assert sum(class_counts(made, split)[59] for split in SPLITS) == 10
 
 
 def test_a_label_that_is_missing_from_a_split_is_a_warning(
@@ -258,7 +258,7 @@ def test_every_row_that_is_read_is_kept_or_counted(corpus: dict[str, Any], make_
             "exact duplicate": 2, "near duplicate": 1, "no label": 1, "no text": 2, "shorter than min_characters": 1,
         }  # fmt: skip
         assert found["quarantined"] == {"invalid JSON": 1, "invalid UTF-8": 1, "line is not a JSON object": 1}
-        assert found["notes"] == {"cut to max_characters": 1, "texts with different labels": 0}
+        assert found["notes"] == {"cut to max_characters": 1, "texts with different labels": 1}
         assert found["rows_read"] == 111
         assert found["rows_kept"] == 101
         assert found["rows_read"] == found["rows_kept"] + sum(found["dropped"].values()) + 3
@@ -272,7 +272,7 @@ def test_the_quarantine_says_what_where_and_why_in_file_order(
         lines[bad] = f"broken {bad}"
     (tmp_path / "b.jsonl").write_text("\n".join(lines))
     (tmp_path / "c.csv").write_text(
-        "text,label\n" + "\n".join("a" if i % 9 == 0 else f"{text_of(i)},{i % 2}" for i in range(5000))
+        "text,label\n" + "\n".join("a" if i % 9 == 0 else f"{text_of(i)},{i % 2}" for i in range(2200))
     )
     for source, place in (("b.jsonl", "byte 0"), ("c.csv", "line 2")):
         contents = []
@@ -442,7 +442,7 @@ def test_any_other_os_error_is_not_hidden(corpus: dict[str, Any], make_corpus: M
 
 def test_progress_is_told_in_few_lines(corpus: dict[str, Any], make_corpus: Make) -> None:
     lines: list[str] = []
-    make_corpus(corpus, layout=Layout(unit_bytes=200, most_parts=500), lines=lines)
+    make_corpus(corpus, layout=Layout(unit_bytes=400, unit_growth=1), lines=lines)
     assert lines[0].startswith("1 files, 0.0 MiB")
     assert lines[-1].startswith("tokenise and write")
     assert len(lines) < 50

@@ -159,18 +159,30 @@ def source_file(bytes_: int, format_: Any = "jsonl", compression: Any = None) ->
 
 
 def test_layout_cuts_what_can_be_cut_finely_and_the_rest_into_few_parts() -> None:
-    layout = Layout(unit_bytes=100, most_parts=4)
+    layout = Layout(unit_bytes=1 << 20, most_parts=4)
     assert len(layout.units([source_file(1)])) == 1
-    assert len(layout.units([source_file(250)])) == 3
-    assert len(layout.units([source_file(1000)])) == 4
-    assert len(layout.units([source_file(64_000)])) == 10
-    assert len(layout.units([source_file(64_000, "parquet")])) == 10
-    assert len(layout.units([source_file(64_000, "csv")])) == 4
-    assert len(layout.units([source_file(64_000, "jsonl", "gzip")])) == 4
+    for size, fine, coarse in ((5 << 19, 3, 3), (10 << 20, 10, 4)):
+        assert len(layout.units([source_file(size)])) == fine
+        assert len(layout.units([source_file(size, "parquet")])) == fine
+        assert len(layout.units([source_file(size, "csv")])) == coarse
+        assert len(layout.units([source_file(size, "jsonl", "gzip")])) == coarse
+
+
+def test_units_grow_with_the_whole() -> None:
+    layout = Layout()
+    assert len(layout.units([source_file(1 << 30)])) == 128
+    assert len(layout.units([source_file(1 << 30)] * 1024)) == 4096
+
+
+def test_partitions_grow_with_the_text() -> None:
+    layout = Layout(partition_bytes=1000)
+    assert layout.partitions([source_file(10)]) == 2
+    assert layout.partitions([source_file(5000)]) == 5
+    assert layout.partitions([source_file(5000, "parquet")]) == 20
 
 
 def test_units_are_numbered_through_and_survive_json() -> None:
-    units = Layout(unit_bytes=100).units([source_file(250), source_file(150)])
+    units = Layout(unit_bytes=1 << 20).units([source_file(5 << 19), source_file(3 << 19)])
     assert [(unit.number, unit.part, unit.parts) for unit in units] == [
         (0, 0, 3), (1, 1, 3), (2, 2, 3), (3, 0, 2), (4, 1, 2),
     ]  # fmt: skip

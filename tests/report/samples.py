@@ -26,11 +26,11 @@ from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, majority
 from lspm_ray.profiling.pareto import Point, dominated_by
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
-from lspm_ray.report.build import build_report, gather
-from lspm_ray.report.findings import Findings
+from lspm_ray.report.build import build_report, gather, training
+from lspm_ray.report.findings import Findings, Training
 from lspm_ray.selection.options import Option
 from lspm_ray.selection.plan import Certificate, ModelRef, Plan, PlanStage
-from lspm_ray.selection.risk import ACCEPT_ALL, Certified, fixed_sequence, losses, threshold_grid
+from lspm_ray.selection.risk import ACCEPT_ALL, Certified, RiskKind, fixed_sequence, losses, threshold_grid
 
 # Name: noise of the logits, cost, ms at batch 1, MB of memory, MB on disk, recipe.
 _VARIANTS: dict[str, tuple[float, float, float, float, float, list[dict[str, Any]]]] = {
@@ -42,6 +42,8 @@ _VARIANTS: dict[str, tuple[float, float, float, float, float, list[dict[str, Any
     "layers-2-int8": (0.67, 0.18, 1.6, 330, 15.0, [{"method": "distill_layers", "layers": 2}, {"method": "onnx"}]),
     "bag": (0.85, 0.021, 0.21, 301, 16.8, [{"method": "distill_bag", "buckets": 65536, "embedding_size": 64}]),
 }
+HOSTILE = ["<script>alert(1)</script>" + "x" * 300, "日本語 $a_b$ 😀", "\u202eevil\x07", 'a"b\' onload="x']
+"""Label names that break careless pages."""
 _SIZES = (1, 8, 32)
 _SEED = 7
 
@@ -70,7 +72,7 @@ class Run:
     absent: Sequence[int] = ()
     epochs: int = 3
     alpha: float = 0.01
-    risk: str = "regret"
+    risk: RiskKind = "regret"
     linear_noise: float = 1.1
     first: str = "bag"
     warnings: list[str] = field(default_factory=list)
@@ -80,6 +82,9 @@ class Run:
 
     def findings(self) -> Findings:
         return gather(self.data, self.full, self.profile, self.outputs, self.select)
+
+    def findings_of_training(self) -> Training:
+        return training(self.full)
 
     @property
     def models(self) -> list[str]:
@@ -269,7 +274,7 @@ class Run:
         return Certificate(
             alpha=certified.alpha,
             delta=certified.delta,
-            risk=self.risk,  # type: ignore[arg-type]
+            risk=self.risk,
             first=self._ref(self.first),
             full=self._ref(FULL),
             validator={"validator": "max_probability"},

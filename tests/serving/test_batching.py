@@ -54,7 +54,7 @@ def test_simultaneous_requests_share_the_first_call() -> None:
     async def body(run: Doubler) -> None:
         run.go.set()
         batcher = Batcher[int, list[int]](run, max_rows=10)
-        assert await asyncio.gather(batcher.submit([1]), batcher.submit([2])) == [[2], [4]]
+        assert list(await asyncio.gather(batcher.submit([1]), batcher.submit([2]))) == [[2], [4]]
         assert run.batches == [[1, 2]]
 
     scenario(body)

@@ -28,11 +28,11 @@ def confusion(matrix: Confusion, labels: Sequence[str], model: str, *, anchor: s
     cells, names = joined_classes(matrix, labels)
     right = sum(row[i] for i, row in enumerate(matrix))
     text = f"{right} of {sum(map(sum, matrix))} rows on the diagonal; {len(names)} classes"
-    side = max(3.0, len(names) * (0.58 if len(names) <= CELL_NUMBERS_UP_TO else 0.135))
+    side = max(3.0, len(names) * (0.58 if len(names) <= CELL_NUMBERS_UP_TO else 0.145))
     margin = 0.55 + 0.085 * max(len(short(n)) for n in names) * (1 if len(names) <= 12 else 0.75)
     caption = Caption(anchor, f"Confusion matrix of {model} on test", text)
     return draw(
-        lambda figure: _paint_confusion(figure, cells, names), side + margin + 0.75, side + margin + 0.35, caption
+        lambda figure: _paint_confusion(figure, cells, names, side), side + margin + 0.75, side + margin + 0.35, caption
     )
 
 
@@ -50,7 +50,7 @@ def joined_classes(matrix: Confusion, labels: Sequence[str]) -> tuple[Confusion,
     return result, [labels[i] for i in kept] + [f"{len(labels) - len(kept)} others"]
 
 
-def _paint_confusion(figure: Figure, cells: Confusion, names: Sequence[str]) -> None:
+def _paint_confusion(figure: Figure, cells: Confusion, names: Sequence[str], side_in: float) -> None:
     axes = figure.add_subplot()
     k, numbers = len(names), len(names) <= CELL_NUMBERS_UP_TO
     shares = [[n / max(1, sum(row)) for n in row] for row in cells]
@@ -58,7 +58,7 @@ def _paint_confusion(figure: Figure, cells: Confusion, names: Sequence[str]) -> 
     if numbers:
         _write_cells(axes, cells, shares)
     shown = [short(name) for name in names]
-    size = 8.5 if numbers else 6.5
+    size = 8.5 if numbers else 7
     slanted = numbers and max(map(len, shown)) * k < 40
     axes.set_xticks(range(k), labels=shown, fontsize=size, rotation=0 if slanted else 90)
     axes.set_yticks(range(k), labels=shown, fontsize=size)
@@ -72,7 +72,7 @@ def _paint_confusion(figure: Figure, cells: Confusion, names: Sequence[str]) -> 
         spine.set_color(LIGHT["faint"])
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    _shade_legend(figure, axes)
+    _shade_legend(axes, side_in)
 
 
 def _shade(axes: Axes, shares: Sequence[Sequence[float]]) -> None:
@@ -104,14 +104,13 @@ def _write_cells(axes: Axes, cells: Confusion, shares: Sequence[Sequence[float]]
     for i, row in enumerate(cells):
         for j, n in enumerate(row):
             colour = LIGHT["paper"] if _shade_of(shares[i][j]) >= 6 else LIGHT["ink"]
-            text = f"{n:,}\n{100 * shares[i][j]:.0f} %" if large and sum(row) else f"{n:,}"
+            text = f"{n:,}\n{100 * shares[i][j]:.0f} %" if large and any(row) else f"{n:,}"
             axes.text(j, i, text, ha="center", va="center", fontsize=8.5 if large else 7.5, color=colour)
 
 
-def _shade_legend(figure: Figure, axes: Axes) -> None:
-    box = axes.inset_axes((1.03, 0.0, 0.0, 1.0))
-    box.set_axis_off()
-    strip = axes.inset_axes((1.04, 0.25, 0.03, 0.5))
+def _shade_legend(axes: Axes, side_in: float) -> None:
+    height = min(0.5, 1.6 / side_in)
+    strip = axes.inset_axes((1 + 0.12 / side_in, 0.5 - height / 2, 0.12 / side_in, height))
     for level in range(1, _SHADES + 1):
         _squares(strip, [(0.5, level - 0.5)], level / _SHADES, 1.0, 1.0)
     strip.set_xlim(0, 1)

@@ -71,16 +71,17 @@ def _mark_certified(panels: tuple[Axes, Axes], certified: Certified, index: int)
         f"{point.losses:,} losses in {certified.n:,} rows, bound {100 * point.bound:.2f} %",
         f"{100 * point.escalation_rate:.1f} % escalated",
     )
-    # At the top beside the line both panels are empty: risk rises to the right of it, escalation to the left.
-    for axes, text in zip(panels, texts, strict=True):
+    # Where there is room beside the line: risk rises from left to right, escalation falls.
+    for axes, text, top in zip(panels, texts, (True, not left), strict=True):
         axes.annotate(
-            text, (index, 0.97), xycoords=("data", "axes fraction"), xytext=(8 if left else -8, 0),
-            textcoords="offset points", ha="left" if left else "right", va="top", color=LIGHT["good"],
+            text, (index, 0.97 if top else 0.03), xycoords=("data", "axes fraction"), xytext=(8 if left else -8, 0),
+            textcoords="offset points", ha="left" if left else "right", va="top" if top else "bottom",
+            color=LIGHT["good"], bbox={"facecolor": LIGHT["paper"], "alpha": 0.75, "linewidth": 0, "pad": 1.5},
         )  # fmt: skip
 
 
 def _threshold(point: RiskPoint) -> str:
-    return "every answer accepted" if point.threshold <= ACCEPT_ALL else f"threshold {point.threshold:.4f}"
+    return "every answer accepted" if point.threshold <= ACCEPT_ALL else f"threshold {_tick(point)}"
 
 
 def _tick(point: RiskPoint) -> str:

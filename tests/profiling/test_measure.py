@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from lspm_ray.artifact import ArtifactStore
+from lspm_ray.profiling.baselines import linear, majority
+from lspm_ray.profiling.measure import Bench, peak_memory_mb, size_mb, summarize
+from tests.toy_corpus import toy_corpus
+from tests.toys import toy_model_artifact, toy_model_dir
+
+
+def test_bench_measures_the_served_object(tmp_path):
+    artifact = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
+    bench = Bench(artifact.uri, 1, [np.arange(5, 5 + n) for n in range(1, 12)], cell_s=0.02)
+    assert bench.load_time() > 0
+    assert len(bench.latencies()) >= 2 and min(bench.latencies()) > 0
+    assert bench.rows_per_s(8) > 0
+    assert bench.peak_memory_mb() > 50
+
+
+def test_every_example_is_used_in_turn(tmp_path):
+    artifact = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
+    bench = Bench(artifact.uri, 1, [np.array([n]) for n in (1, 2, 3)], cell_s=0.01)
+    start = bench._next
+    taken = [int(example[0]) for example in bench._take(7)]
+    assert taken == [(start + i) % 3 + 1 for i in range(7)]
+
+
+def test_peak_memory_never_falls():
+    before = peak_memory_mb()
+    block = np.ones(30_000_000)
+    during = peak_memory_mb()
+    del block
+    assert during >= before + 100 and peak_memory_mb() >= during
+
+
+def test_size_counts_what_the_runtime_needs(tmp_path):
+    directory = toy_model_dir(tmp_path / "m")
+    (directory / "model.onnx").write_bytes(b"x" * 2_000_000)
+    assert size_mb(directory, "onnxruntime") == 2.0
+    assert size_mb(directory, "torch") == (directory / "model.safetensors").stat().st_size / 1e6
+
+
+def test_summary_is_the_median_of_medians_and_the_tail_of_all():
+    rounds = [[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [4.0, 5.0, 6.0]]
+    p50, p99 = summarize(rounds)
+    assert p50 == 5.0
+    assert p99 == pytest.approx(np.percentile(np.concatenate(rounds), 99))
+
+
+def test_majority_is_the_class_shares():
+    logits = majority([30, 70, 0], rows=2)
+    assert logits.shape == (2, 3)
+    assert np.exp(logits[0]) == pytest.approx([0.3, 0.7, 0.0], abs=1e-6)
+
+
+def test_linear_baseline_learns_the_toy(tmp_path):
+    from lspm_ray.corpus.shards import read_split
+
+    data = toy_corpus(ArtifactStore(str(tmp_path)))
+    logits, seconds = linear(data.uri, ["test", "selection"])
+    assert set(logits) == {"test", "selection"} and seconds > 0
+    truth = read_split(data, "test", ["label"])["label"].to_numpy()
+    assert (logits["test"].argmax(1) == truth).mean() > 0.85
+    assert np.exp(logits["test"]).sum(1) == pytest.approx(np.ones(len(truth)), abs=1e-5)

@@ -1,0 +1,209 @@
+import re
+
+import pytest
+
+from lspm_ray.artifact import Artifact
+from lspm_ray.report.build import DATA_FILE, PAGE_FILE
+from lspm_ray.report.findings import Findings
+from tests.report.pages import Node, parse
+from tests.report.samples import HOSTILE, Run
+
+SECTIONS = [
+    "variants", "risk", "certificate", "rejected", "classes", "calibration", "confusion", "training", "data", "lineage",
+]  # fmt: skip
+Case = tuple[Run, Artifact]
+
+
+def page(case: Case) -> Node:
+    return parse(text(case))
+
+
+def text(case: Case) -> str:
+    return case[1].read_bytes(PAGE_FILE).decode()
+
+
+def findings(case: Case) -> Findings:
+    return Findings.parse(case[1].read_json(DATA_FILE))
+
+
+def test_every_section_is_there_and_linked(case: Case) -> None:
+    found = page(case)
+    assert [section.attributes["id"] for section in found.all("section")] == SECTIONS
+    links = [link.attributes["href"] for link in next(found.all("nav")).all("a")]
+    assert links == [f"#{section}" for section in SECTIONS]
+
+
+def test_headings_form_an_outline(case: Case) -> None:
+    levels = [int(node.tag[1]) for node in page(case).every() if re.fullmatch(r"h\d", node.tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+def test_every_table_has_a_caption_and_as_many_cells_as_heads(case: Case) -> None:
+    tables = list(page(case).all("table"))
+    assert len(tables) >= 9
+    for table in tables:
+        assert next(table.all("caption")).text()
+        heads = list(next(table.all("thead")).all("th"))
+        assert all(head.attributes["scope"] == "col" for head in heads)
+        rows = [row for body in table.all("tbody") for row in body.all("tr") if row.attributes.get("class") != "group"]
+        assert rows
+        assert all(len(row.children) == len(heads) for row in rows)
+        assert all(next(row.all("th")).attributes["scope"] == "row" for row in rows)
+
+
+def test_every_figure_says_what_it_shows(case: Case) -> None:
+    drawings = list(page(case).all("svg"))
+    assert len(drawings) >= 7
+    for drawing in drawings:
+        title, description = (node for node in drawing.children[:2] if isinstance(node, Node))
+        assert drawing.attributes["aria-labelledby"].split() == [title.attributes["id"], description.attributes["id"]]
+        assert title.text()
+        assert description.text()
+
+
+def test_ids_are_unique_and_references_lead_somewhere(case: Case) -> None:
+    nodes = list(page(case).every())
+    ids = [node.attributes["id"] for node in nodes if "id" in node.attributes]
+    assert len(set(ids)) == len(ids)
+    values = [value for node in nodes for value in node.attributes.values()]
+    targets = {target for value in values for target in re.findall(r"url\(#([^)]+)\)", value)}
+    targets |= {node.attributes["href"][1:] for node in nodes if node.attributes.get("href", "").startswith("#")}
+    assert targets <= set(ids)
+
+
+def test_nothing_is_loaded_and_nothing_runs(case: Case) -> None:
+    assert "//" not in re.sub(r"&[a-z]+;", "", text(case)).replace("</", ""), "no address of any kind"
+    for node in page(case).every():
+        assert node.tag not in {"script", "img", "iframe", "object", "embed", "image", "base"}
+        assert not any(key.startswith("on") for key in node.attributes)
+        for key in ("href", "src", "xlink:href"):
+            assert node.attributes.get(key, "#").startswith(("#", "data:,"))
+    assert "@import" not in text(case)
+    policy = next(n for n in page(case).all("meta") if n.attributes.get("http-equiv") == "Content-Security-Policy")
+    assert policy.attributes["content"].startswith("default-src 'none'")
+
+
+def test_names_are_shown_and_never_become_markup(case: Case) -> None:
+    if case[0].labels != HOSTILE:
+        pytest.skip("only for the run with such names")
+    content = text(case)
+    assert "<script" not in content
+    assert 'onload="' not in content
+    assert "\u202e" not in content
+    assert "\x07" not in content
+    shown = [row[0] for row in page(case).by_id("t-recall").rows()]
+    assert shown == [HOSTILE[0], HOSTILE[1], "evil\N{REPLACEMENT CHARACTER}", HOSTILE[3]]
+    assert f"no row in test has label {HOSTILE[0]}" in page(case).by_id("data").text()
+
+
+def test_every_number_of_the_quality_table_is_in_the_json(case: Case) -> None:
+    table = {row[0].split("|")[0]: row[1:] for row in page(case).by_id("t-quality").rows() if len(row) > 1}
+    names = ["accuracy", "balanced_accuracy", "macro_f1", "macro_precision", "log_loss", "calibration_error"]
+    columns = [0, 2, 3, 4, 5, 6]
+    assert list(table) == [v.name for v in findings(case).variants]
+    for v in findings(case).variants:
+        for name, column in zip(names, columns, strict=True):
+            scale, digits = (1, 3) if name == "log_loss" else (100, 1)
+            e = getattr(v.test, name)
+            value, low, high = (f"{scale * x:.{digits}f}" for x in (e.value, e.low, e.high))
+            assert table[v.name][column] == f"{value}|{low}–{high}"
+        assert table[v.name][7] == f"{100 * v.agreement:.1f}"
+
+
+def test_differences_from_full_say_when_they_could_be_chance(case: Case) -> None:
+    table = {row[0].split("|")[0]: row[2] for row in page(case).by_id("t-quality").rows() if len(row) > 1}
+    for v in findings(case).variants:
+        if v.against_full is None:
+            assert table[v.name] == "–"
+            continue
+        assert ("could be chance" in table[v.name]) is not v.against_full.distinguishable
+        shown = float(table[v.name].split("|")[0].replace("−", "-"))
+        assert shown == pytest.approx(100 * v.against_full.difference.value, abs=0.051)
+
+
+def test_every_number_of_the_speed_table_is_in_the_json(case: Case) -> None:
+    table = {row[0].split("|")[0]: row[1:] for row in page(case).by_id("t-speed").rows() if len(row) > 1}
+    for v in findings(case).variants:
+        shown = [None if cell == "–" else float(cell.replace(",", "")) for cell in table[v.name]]
+        assert shown[0] == pytest.approx(v.cost, rel=0.006)
+        if v.speed is None:
+            assert shown[1:] == [None] * 8
+            continue
+        s = v.speed
+        assert shown[1:] == pytest.approx(
+            [s.p50_ms, s.p99_ms, *s.rows_per_s.values(), s.peak_memory_mb, s.size_mb, s.load_s], rel=0.006
+        )
+
+
+def test_recall_changes_are_in_the_json_and_absent_classes_have_none(case: Case) -> None:
+    compressed = [v for v in findings(case).variants if v.servable and v.against_full]
+    rows = page(case).by_id("t-recall").rows()
+    full = findings(case).variants[0]
+    assert len(rows) == len(findings(case).labels)
+    for row, entry in zip(rows, full.test.classes, strict=True):
+        assert row[1] == f"{entry.support:,}"
+        for cell, v in zip(row[3:], compressed, strict=True):
+            change = v.recall_change[entry.label]
+            assert (cell == "–") is (change is None)
+            if change is not None:
+                assert float(cell.replace("−", "-")) == pytest.approx(100 * change, abs=0.051)
+
+
+def test_rows_are_accounted_for(case: Case) -> None:
+    rows = page(case).by_id("t-rows").rows()
+    read, *lost, kept = (int(row[2].replace(",", "")) for row in rows)
+    assert read == sum(lost) + kept
+    assert ["dropped", "no text", "845"] in [row[:3] for row in rows]
+    by_class = page(case).by_id("t-classes").rows()
+    totals = [int(cell.replace(",", "")) for cell in next(r for r in by_class if r[0] == "all classes")[1:-1]]
+    assert totals[-1] == kept == sum(totals[:-1])
+
+
+def test_reasons_of_the_rejected_are_there(case: Case) -> None:
+    reasons = findings(case).plan.reasons
+    section = page(case).by_id("rejected")
+    if not reasons:
+        assert "nothing to reject" in section.text()
+        return
+    assert {row[0]: row[1] for row in section.rows()} == reasons
+
+
+def test_the_certificate_says_what_is_promised_and_on_what_evidence(case: Case) -> None:
+    found, section = findings(case), page(case).by_id("certificate").text()
+    c = found.certificate
+    if c is None:
+        assert "There is no certificate" in section
+        assert not list(page(case).by_id("certificate").all("dl"))
+        return
+    assert f"{c.alpha:.0%}".rstrip("%") in section
+    assert f"{c.losses:,} " in section
+    assert f"{c.calibration_rows:,} calibration rows" in section
+    assert f"{100 * c.upper_bound:.2f}" in section
+    assert c.id in section
+    assert c.how_to_check in section
+    assert "drawn independently from one distribution" in section
+
+
+def test_the_top_says_what_is_served(case: Case) -> None:
+    top = next(page(case).all("header")).text()
+    stages = [stage.model.name for stage in findings(case).plan.stages]
+    if len(stages) == 2:
+        assert f"{stages[0]} answers first" in top
+    else:
+        assert "alone" in top
+    assert "Is a transformer needed at all?" in top
+    assert findings(case).baseline_verdict[1:] in top
+
+
+def test_the_curve_is_drawn_where_there_is_one(case: Case) -> None:
+    drawings = list(page(case).by_id("risk").all("svg"))
+    assert len(drawings) == (0 if findings(case).curve is None else 1)
+
+
+def test_training_shows_every_epoch_and_the_kept_one(case: Case) -> None:
+    rows = page(case).by_id("t-epochs").rows()
+    training = findings(case).training
+    assert len(rows) == len(training.history)
+    assert [row[0] for row in rows if "kept" in row[0]] == [f"{training.best_epoch} (kept)"]

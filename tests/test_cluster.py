@@ -1,0 +1,67 @@
+import os
+
+import pytest
+
+from lspm_ray import cluster
+from lspm_ray.cluster import ClusterConfig, _check_reachable, preflight, prepare_environment
+from lspm_ray.errors import ResourceError
+from lspm_ray.evaluation.outputs import placement
+
+
+@pytest.fixture
+def clean(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(cluster.Path, "home", lambda: tmp_path)
+
+
+def test_a_cluster_of_our_own_asks_for_a_token(clean):
+    prepare_environment(ClusterConfig())
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.access(os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
+
+
+def test_the_users_own_token_is_kept(clean, tmp_path):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("t")
+    prepare_environment(ClusterConfig())
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_running_cluster_keeps_its_own_authentication(clean):
+    prepare_environment(ClusterConfig(address="auto"))
+    assert "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_what_the_user_set_wins(clean):
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "1"
+    prepare_environment(ClusterConfig())
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_preflight_says_what_is_asked_what_is_there_and_what_to_change():
+    with pytest.raises(ResourceError) as caught:
+        preflight("this", {"CPU": 3.0}, {"CPU": 2.0}, setting="a.b")
+    assert str(caught.value) == "a.b: this needs 3 CPU at once, the cluster has 2. Lower a.b, or add nodes"
+    preflight("this", {"CPU": 2.0}, {"CPU": 2.0}, setting="a.b")
+
+
+@pytest.mark.parametrize(("cpus", "actors"), [(1, 1), (2, 1), (4, 1), (16, 3), (100, 24)])
+def test_inference_leaves_room_for_reading(cpus, actors):
+    place = placement({"CPU": float(cpus)})
+    assert place.actors == actors
+    assert place.actors * place.cpus <= cpus - 0.25
+
+
+def test_inference_uses_every_gpu():
+    place = placement({"CPU": 8.0, "GPU": 4.0})
+    assert (place.actors, place.gpus) == (4, 1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
+def test_no_cluster_at_the_address_is_an_error_not_a_hang(address):
+    with pytest.raises(ResourceError, match=r"cluster\.address: no cluster answers there"):
+        _check_reachable(address)
