@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from lspm_ray.corpus.split import mix
 
@@ -33,6 +31,7 @@ _RECALL = 0.95
 _SKETCH_MARGIN = 0.1
 _WINDOW = 32
 _BLOCK_SHINGLES = 1 << 15
+_PAIRS_AT_ONCE = 1 << 20
 # Scripts without spaces between words: a character is taken as a word.
 _WORD = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
@@ -163,6 +162,9 @@ def clusters(left: NDArray[np.void], right: NDArray[np.void]) -> tuple[NDArray[n
     Returns:
         The distinct nodes, ascending by (rank, id), and for each the position of the smallest node of its component.
     """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     both = np.concatenate((left, right))
     order = np.lexsort((both["id"], both["rank"]))
     fresh = np.ones(len(both), dtype=bool)
@@ -177,8 +179,23 @@ def clusters(left: NDArray[np.void], right: NDArray[np.void]) -> tuple[NDArray[n
     return nodes, first[inverse].astype(np.int64)
 
 
-def superfluous(left: NDArray[np.void], right: NDArray[np.void]) -> NDArray[np.bytes_]:
-    """Ids (16 bytes) of every text that has a smaller near-equal one, directly or through others."""
+def superfluous(pairs: Iterable[tuple[NDArray[np.void], NDArray[np.void]]]) -> NDArray[np.bytes_]:
+    """Ids (16 bytes) of every text that has a smaller near-equal one, directly or through others.
+
+    Args:
+        pairs: what `match` found in each partition. The same pair may come up in many of them; memory is that of the
+            different texts in pairs (about 300 bytes each while they are connected), not of all pairs.
+    """
+    left = right = np.empty(0, dtype=NODE)
+    lefts, rights, waiting = [left], [right], 0
+    for some_left, some_right in pairs:
+        lefts.append(some_left)
+        rights.append(some_right)
+        waiting += len(some_left)
+        if waiting > len(lefts[0]) + _PAIRS_AT_ONCE:
+            left, right = _forest(np.concatenate(lefts), np.concatenate(rights))
+            lefts, rights, waiting = [left], [right], 0
+    left, right = np.concatenate(lefts), np.concatenate(rights)
     if not len(left):
         return np.empty(0, dtype="S16")
     nodes, root = clusters(left, right)

@@ -51,13 +51,13 @@ def prepare(
         task: how texts become token ids.
         tokenizer_artifact: a model directory.
         store: where the artifact goes.
-        progress: takes one line for a person, now and then.
+        progress: takes a line now and then.
         layout: how the work is cut.
-        execute: runs the steps; by default Ray Data, which needs a connected cluster.
+        execute: runs the steps; by default Ray Data on the connected cluster.
 
     Returns:
-        Artifact with `<split>/part-00000.parquet` ... (columns: `pack.SCHEMA`) for every split, `labels.json`,
-        `stats.json`, and `quarantine.jsonl` if something could not be read.
+        For every split `<split>/part-00000.parquet` ... (columns: `pack.SCHEMA`), `labels.json`, `stats.json`, and
+        `quarantine.jsonl` if something could not be read.
 
     Raises:
         DataError: the data cannot be used as they are.

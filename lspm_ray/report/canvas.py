@@ -56,6 +56,7 @@ _TOKENS = {colour: f"var(--{token},{colour})" for token, colour in LIGHT.items()
 _COLOUR = re.compile("|".join(map(re.escape, _TOKENS)))
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT_FAMILY = re.compile(r"\s*font-family:[^;]*;?")
+_NUMBER = re.compile(r"-?\d+\.\d+")
 _SHORT_FONT = re.compile(r"font: (?:(?:normal|italic|oblique) )?(?:(\d+|bold) )?(\d[\d.]*px)[^;]*")
 
 
@@ -166,13 +167,18 @@ def _clean(node: ET.Element, used: set[str], prefix: str) -> None:
         elif local == "style":
             node.set("style", _style(_REFERENCE.sub(rf"url(#{prefix}-\1)", value)))
         elif local == "d":
-            node.set("d", " ".join(value.split()))
+            node.set("d", _NUMBER.sub(_short, " ".join(value.split())))
         else:
             node.set(local, _REFERENCE.sub(rf"url(#{prefix}-\1)", value))
     if node.tag != "text" and node.text is not None and not node.text.strip():
         node.text = None
     if node.tail is not None and not node.tail.strip():
         node.tail = None
+
+
+def _short(number: re.Match[str]) -> str:
+    """Hundredths of a point are finer than any screen, and halve the page."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _style(style: str) -> str:

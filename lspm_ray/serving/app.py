@@ -81,6 +81,7 @@ def _common(replica: ReplicaConfig, config: ServeConfig) -> dict[str, Any]:
         "ray_actor_options": resources,
         "graceful_shutdown_timeout_s": config.graceful_shutdown_s,
         "max_constructor_retry_count": 2,
+        "max_surge_percent": replica.max_surge_percent,
         "logging_config": LoggingConfig(enable_access_log=False),
     }
     if replica.max_replicas == replica.min_replicas:

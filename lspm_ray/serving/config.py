@@ -14,17 +14,22 @@ class ReplicaConfig(Config):
     Attributes:
         min_replicas: kept running without load.
         max_replicas: autoscaling stops here; equal to `min_replicas` it is off.
-        cpus: reserved per replica. A reservation only decides what fits on a node; `threads` decides what is used.
+        cpus: reserved per replica. A reservation only decides what fits on a node; `threads` decides what is used. The
+            default lets a whole endpoint, and its replacement during an update, fit one CPU; on a cluster of larger
+            nodes make it equal to `threads`.
         gpus: reserved per replica; above 0 a torch variant runs on the GPU.
         threads: CPU threads that the replica computes with.
+        max_surge_percent: replicas that may start in an update before the old ones stop, in percent. Needs room for
+            both; 0 stops the old ones first, which interrupts a deployment of one replica.
         target_ongoing_requests: calls waiting or running per replica that autoscaling aims at.
     """
 
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=1, ge=1)
-    cpus: float = Field(default=0.25, gt=0)
+    cpus: float = Field(default=0.1, gt=0)
     gpus: float = Field(default=0.0, ge=0)
     threads: int = Field(default=1, ge=1)
+    max_surge_percent: int = Field(default=100, ge=0, le=100)
     target_ongoing_requests: float = Field(default=2.0, gt=0)
 
     @model_validator(mode="after")
@@ -44,7 +49,7 @@ class VariantConfig(ReplicaConfig):
     """Replicas of a model: few calls at a time, each a batch."""
 
     max_replicas: int = Field(default=2, ge=1)
-    cpus: float = Field(default=0.5, gt=0)
+    cpus: float = Field(default=0.25, gt=0)
 
 
 class Limits(Config):

@@ -3,7 +3,8 @@
 # then becomes the HAProxy that Ray brought along; Ray's own template leaves these holes and has no settings for them:
 # - the statistics and metrics pages listen on every interface: here on 127.0.0.1 only;
 # - the admin socket is open to every user of the machine: here to its owner only;
-# - a client may take for ever to send its headers, and switch off the server's deadline with a header;
+# - a client may take for ever to send a request, and switch off the server's deadline with a header: here it has 15 s
+#   (a body over 16 KiB has the router's deadline), and slow senders wait in HAProxy, not in a replica;
 # - when no replica answers, HAProxy says so in plain text: here in JSON, as every error of the endpoint.
 # The configuration keeps its path: Ray recognises its HAProxy processes by it when it reloads.
 set -eu
@@ -43,6 +44,7 @@ if [ -n "$config" ]; then
         { print }
         $1 == "defaults" { print "    timeout http-request 15s" }
         $1 == "bind" && section == "frontend http_frontend" {
+            print "    option http-buffer-request"
             print "    http-request del-header x-request-timeout-seconds"
             print "    http-request del-header x-request-disconnect-disabled"
         }

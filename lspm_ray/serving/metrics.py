@@ -2,8 +2,7 @@
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 from lspm_ray.serving.cascade import CascadeAnswer
 
@@ -14,23 +13,18 @@ SCORE_BUCKETS = (
 )
 """Entropy scores lie below 0, probabilities and margins between 0 and 1."""
 
-NAMES = {
+FAMILIES = {
     "lspm_answers_total": "Answers by the variant that gave them and whether they were escalated.",
     "lspm_escalations_total": "Escalated answers by reason.",
     "lspm_responses_total": "HTTP responses by route and status.",
     "lspm_validator_score": "Validator scores of the first variant's answers.",
     "lspm_request_seconds": "Time from a request's headers to its response.",
 }
+COUNTERS = ("lspm_answers_total", "lspm_escalations_total", "lspm_responses_total")
+HISTOGRAMS = {"lspm_validator_score": SCORE_BUCKETS, "lspm_request_seconds": LATENCY_BUCKETS_S}
 
-
-class Sink(Protocol):
-    """Somewhere else that the same numbers go, e.g. Ray's own metrics."""
-
-    def count(self, name: str, labels: dict[str, str], amount: int) -> None:
-        """Add to a counter."""
-
-    def observe(self, name: str, labels: dict[str, str], value: float) -> None:
-        """Add to a histogram."""
+Sample = tuple[str, tuple[tuple[str, str], ...], float]
+"""Name, labels and value of one line."""
 
 
 class Histogram:
@@ -46,76 +40,90 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def samples(self, name: str) -> Iterator[Sample]:
+        """Cumulative buckets, sum and count."""
+        below = 0
+        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
+            below += count
+            yield f"{name}_bucket", (("le", bound),), below
+        yield f"{name}_sum", (), self.total
+        yield f"{name}_count", (), below
+
 
 class Metrics:
     """Counters and histograms of one ingress replica.
 
     Args:
         replica: names this replica in every line, so that the lines of several can be added up.
-        sink: also told everything.
     """
 
-    def __init__(self, replica: str = "local", sink: Sink | None = None) -> None:
+    def __init__(self, replica: str = "local") -> None:
         self._replica = replica
-        self._sink = sink
-        self._counters: dict[tuple[str, tuple[tuple[str, str], ...]], int] = defaultdict(int)
-        self._scores = Histogram(SCORE_BUCKETS)
-        self._seconds = Histogram(LATENCY_BUCKETS_S)
+        self._counters: dict[str, dict[tuple[tuple[str, str], ...], int]] = {
+            name: defaultdict(int) for name in COUNTERS
+        }
+        self._histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAMS.items()}
 
     def answered(self, answers: Sequence[CascadeAnswer]) -> None:
         """Count the answers of one request."""
-        groups: dict[tuple[str, bool], int] = defaultdict(int)
-        reasons: dict[str, int] = defaultdict(int)
+        scores = self._histograms["lspm_validator_score"]
         for answer in answers:
-            groups[answer.variant, answer.escalated] += 1
+            escalated = "true" if answer.escalated else "false"
+            self._counters["lspm_answers_total"][("variant", answer.variant), ("escalated", escalated)] += 1
             if answer.reason is not None:
-                reasons[answer.reason] += 1
+                self._counters["lspm_escalations_total"][("reason", answer.reason),] += 1
             if answer.validator_score is not None:
-                self._observe("lspm_validator_score", self._scores, answer.validator_score)
-        for (variant, escalated), amount in groups.items():
-            self._count("lspm_answers_total", {"variant": variant, "escalated": str(escalated).lower()}, amount)
-        for reason, amount in reasons.items():
-            self._count("lspm_escalations_total", {"reason": reason}, amount)
+                scores.observe(answer.validator_score)
 
     def responded(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP response."""
-        self._count("lspm_responses_total", {"route": route, "status": str(status)}, 1)
-        self._observe("lspm_request_seconds", self._seconds, seconds)
+        self._counters["lspm_responses_total"][("route", route), ("status", str(status))] += 1
+        self._histograms["lspm_request_seconds"].observe(seconds)
 
-    def _count(self, name: str, labels: dict[str, str], amount: int) -> None:
-        self._counters[name, tuple(labels.items())] += amount
-        if self._sink is not None:
-            self._sink.count(name, labels, amount)
-
-    def _observe(self, name: str, histogram: Histogram, value: float) -> None:
-        histogram.observe(value)
-        if self._sink is not None:
-            self._sink.observe(name, {}, value)
+    def samples(self) -> Iterator[Sample]:
+        """Every line of every family; all values only ever grow, but the sum of negative scores."""
+        for name, counts in self._counters.items():
+            for labels, value in sorted(counts.items()):
+                yield name, labels, value
+        for name, histogram in self._histograms.items():
+            yield from histogram.samples(name)
 
     def text(self) -> str:
         """Everything in Prometheus' text format, version 0.0.4."""
         lines: list[str] = []
-        for name in ("lspm_answers_total", "lspm_escalations_total", "lspm_responses_total"):
-            lines += [f"# HELP {name} {NAMES[name]}", f"# TYPE {name} counter"]
-            for (counter, labels), value in sorted(self._counters.items()):
-                if counter == name:
+        samples = list(self.samples())
+        for family, help_ in FAMILIES.items():
+            lines += [f"# HELP {family} {help_}", f"# TYPE {family} {'counter' if family in COUNTERS else 'histogram'}"]
+            for name, labels, value in samples:
+                if name == family or (family in HISTOGRAMS and name.startswith(f"{family}_")):
                     lines.append(f"{name}{self._labels(labels)} {value}")
-        for name, histogram in (("lspm_validator_score", self._scores), ("lspm_request_seconds", self._seconds)):
-            lines += [f"# HELP {name} {NAMES[name]}", f"# TYPE {name} histogram", *self._histogram(name, histogram)]
         return "\n".join(lines) + "\n"
-
-    def _histogram(self, name: str, histogram: Histogram) -> list[str]:
-        lines, below = [], 0
-        for bound, count in zip([*map(str, histogram.bounds), "+Inf"], histogram.counts, strict=True):
-            below += count
-            lines.append(f"{name}_bucket{self._labels((('le', bound),))} {below}")
-        lines.append(f"{name}_sum{self._labels(())} {histogram.total}")
-        lines.append(f"{name}_count{self._labels(())} {below}")
-        return lines
 
     def _labels(self, labels: Sequence[tuple[str, str]]) -> str:
         pairs = [*labels, ("replica", self._replica)]
         return "{" + ",".join(f'{key}="{_escape(value)}"' for key, value in pairs) + "}"
+
+
+class Growth:
+    """What was added since it was last asked: for exporters that count by themselves.
+
+    Args:
+        metrics: of this replica.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._seen: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    def take(self) -> list[Sample]:
+        """The samples that have grown, with the amount."""
+        grown: list[Sample] = []
+        for name, labels, value in self._metrics.samples():
+            added = value - self._seen.get((name, labels), 0)
+            if added > 0:
+                grown.append((name, labels, added))
+                self._seen[name, labels] = value
+        return grown
 
 
 def _escape(value: str) -> str:

@@ -351,7 +351,7 @@ class _Envelope:
             await _json(error.body(), 500)(scope, receive, reply)
         finally:
             route = scope["path"] if scope["path"] in _ROUTES else "other"
-            self._metrics.responded(route, status, time.perf_counter() - start)
+            self._metrics.responded(route, status or _CLIENT_GONE, time.perf_counter() - start)
 
 
 def _request_id(scope: Scope) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft
 from lspm_ray.corpus.build import Execute, run_serially
 from lspm_ray.corpus.config import DataConfig
 from lspm_ray.corpus.prepare import prepare
@@ -24,7 +24,11 @@ def store(tmp_path: Path) -> ArtifactStore:
 def tokenizer_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A model directory of which only the tokenizer is there: `prepare` needs no more."""
     elsewhere = ArtifactStore(str(tmp_path_factory.mktemp("tokenizer")))
-    return elsewhere.make("model", {}, {}, lambda draft: toy_tokenizer().save_pretrained(draft.path))
+
+    def build(draft: Draft) -> None:
+        toy_tokenizer().save_pretrained(draft.path)
+
+    return elsewhere.make("model", {}, {}, build)
 
 
 @pytest.fixture

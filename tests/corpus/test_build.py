@@ -238,8 +238,8 @@ def test_an_unknown_split_name(corpus: dict[str, Any], make_corpus: Make, tmp_pa
 
 
 def test_every_row_that_is_read_is_kept_or_counted(corpus: dict[str, Any], make_corpus: Make, tmp_path: Path) -> None:
-    good = [{"text": text_of(i), "label": i % 2} for i in range(100)]
-    poor = [
+    good: list[dict[str, Any]] = [{"text": text_of(i), "label": i % 2} for i in range(100)]
+    poor: list[dict[str, Any]] = [
         {"text": " \u200b\n", "label": 1},
         {"text": None, "label": 1},
         {"text": "no label", "label": None},

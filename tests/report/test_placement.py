@@ -1,6 +1,6 @@
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lspm_ray.report.placement import overlap, place, spread
@@ -9,6 +9,7 @@ BOUNDS = (0.0, 0.0, 400.0, 300.0)
 points = st.lists(st.tuples(st.floats(5, 395), st.floats(5, 295)), min_size=1, max_size=10)
 
 
+@settings(max_examples=40)
 @given(points, st.data())
 def test_labels_overlap_neither_each_other_nor_the_points_and_stay_inside(
     found: list[tuple[float, float]], data: st.DataObject

@@ -1,6 +1,8 @@
 """Ports for a Serve of our own, so that it does not meet another one on the machine."""
 
+import atexit
 import os
+import shutil
 import socket
 import tempfile
 from pathlib import Path
@@ -17,6 +19,7 @@ def free_port() -> int:
 def separate_haproxy() -> None:
     """Give the HAProxy of this process's Ray cluster ports and files of its own; must run before Ray starts."""
     directory = Path(tempfile.gettempdir()) / f"lspm-haproxy-{os.getpid()}"
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     for name, value in {
         "RAY_SERVE_HAPROXY_STATS_PORT": free_port(),
         "RAY_SERVE_HAPROXY_METRICS_PORT": free_port(),

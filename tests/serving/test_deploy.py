@@ -92,8 +92,8 @@ def test_slow_progress_is_progress() -> None:
 def test_a_demand_that_the_cluster_can_never_meet_is_refused_before_anything_starts(toy_select: Artifact) -> None:
     plan = load_bundle(toy_select.uri).plan
     config = ServeConfig.parse({"variant": {"cpus": 1.0, "min_replicas": 2, "max_replicas": 2}})
-    check_resources(plan, config, {"CPU": 2.25, "GPU": 0.0})
-    with pytest.raises(ResourceError, match=r"serve\.variant\.cpus: the endpoint needs 2\.25 CPU.*has 2"):
+    check_resources(plan, config, {"CPU": 2.1, "GPU": 0.0})
+    with pytest.raises(ResourceError, match=r"serve\.variant\.cpus: the endpoint needs 2\.1 CPU.*has 2"):
         check_resources(plan, config, {"CPU": 2.0, "GPU": 0.0})
     with pytest.raises(ResourceError, match="needs 1 GPU"):
         check_resources(plan, ServeConfig.parse({"variant": {"gpus": 1.0}}), {"CPU": 2.0, "GPU": 0.0})
@@ -101,8 +101,9 @@ def test_a_demand_that_the_cluster_can_never_meet_is_refused_before_anything_sta
 
 def test_the_default_endpoint_fits_one_cpu(toy_store: ArtifactStore) -> None:
     slow_first = toy_plan(toy_store, first_latency_ms=50.0)
-    check_resources(load_bundle(slow_first.uri).plan, ServeConfig(), {"CPU": 1.25, "GPU": 0.0})
-    check_resources(load_bundle(toy_plan(toy_store).uri).plan, ServeConfig(), {"CPU": 1.0, "GPU": 0.0})
+    # Half a CPU, so that during an update old and new fit side by side.
+    for select, cpus in ((slow_first, 0.6), (toy_plan(toy_store), 0.5)):
+        check_resources(load_bundle(select.uri).plan, ServeConfig(), {"CPU": cpus, "GPU": 0.0})
 
 
 def test_describe_sorts_the_deployments() -> None:

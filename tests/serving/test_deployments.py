@@ -86,7 +86,7 @@ def test_equal_bounds_switch_autoscaling_off() -> None:
     assert "autoscaling_config" not in fixed
     scaled = variant_options("full", ServeConfig.parse({"variant": {"max_replicas": 3, "gpus": 1.0}}))
     assert scaled["autoscaling_config"]["max_replicas"] == 3
-    assert scaled["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 1.0}
+    assert scaled["ray_actor_options"] == {"num_cpus": 0.25, "num_gpus": 1.0}
 
 
 def test_a_replica_refuses_a_model_with_a_flipped_byte(own_store: ArtifactStore) -> None:

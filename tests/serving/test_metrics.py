@@ -1,17 +1,5 @@
 from lspm_ray.serving.cascade import CascadeAnswer
-from lspm_ray.serving.metrics import Metrics
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.counted: list[tuple[str, dict[str, str], int]] = []
-        self.observed: list[tuple[str, float]] = []
-
-    def count(self, name: str, labels: dict[str, str], amount: int) -> None:
-        self.counted.append((name, labels, amount))
-
-    def observe(self, name: str, labels: dict[str, str], value: float) -> None:
-        self.observed.append((name, value))
+from lspm_ray.serving.metrics import Growth, Metrics
 
 
 def answer(variant: str, score: float | None, reason: str | None) -> CascadeAnswer:
@@ -50,8 +38,26 @@ def test_label_values_are_escaped() -> None:
     assert r'replica="a\"b\\c\nd"' in metrics.text()
 
 
-def test_the_sink_hears_the_same() -> None:
-    sink = Recorder()
-    Metrics(sink=sink).answered(ANSWERS)
-    assert ("lspm_answers_total", {"variant": "small", "escalated": "false"}, 2) in sink.counted
-    assert sink.observed == [("lspm_validator_score", 0.95), ("lspm_validator_score", 0.7)]
+def test_growth_is_what_was_added_since_the_last_time() -> None:
+    metrics = Metrics()
+    growth = Growth(metrics)
+    metrics.answered(ANSWERS)
+    first = {(name, labels): added for name, labels, added in growth.take()}
+    assert first["lspm_answers_total", (("variant", "small"), ("escalated", "false"))] == 2
+    assert first["lspm_validator_score_bucket", (("le", "0.7"),)] == 1
+    assert first["lspm_validator_score_count", ()] == 2
+    assert growth.take() == []
+    metrics.answered(ANSWERS[2:])
+    assert [(name, added) for name, _, added in growth.take()] == [
+        ("lspm_answers_total", 1),
+        ("lspm_escalations_total", 1),
+    ]
+
+
+def test_negative_scores_never_shrink_what_is_exported() -> None:
+    metrics = Metrics()
+    growth = Growth(metrics)
+    metrics.answered([answer("small", -0.4, None)])
+    grown = growth.take()
+    assert ("lspm_validator_score_bucket", (("le", "-0.3"),), 1) in grown
+    assert all(added > 0 for _, _, added in grown)

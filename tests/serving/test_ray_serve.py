@@ -30,8 +30,8 @@ def config() -> ServeConfig:
     return ServeConfig.parse(
         {
             "port": free_port(),
-            "variant": {"max_replicas": 1, "cpus": 0.25},
-            "limits": {"max_requests": 8, "max_body_bytes": 100_000},
+            "variant": {"max_replicas": 1},
+            "limits": {"max_requests": 8, "max_body_bytes": 100_000, "request_timeout_s": 120},
             "graceful_shutdown_s": 2,
         }
     )
@@ -45,7 +45,7 @@ def url(ray_cluster: None, toy_select: Artifact, config: ServeConfig) -> Iterato
 
 @pytest.fixture
 def http(url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=url, timeout=60) as client:
+    with httpx2.Client(base_url=url, timeout=150) as client:
         yield client
 
 
@@ -102,7 +102,7 @@ def test_the_surplus_is_refused_with_429_and_everything_else_is_answered(url: st
     body = {"texts": toy_texts(64, seed=3)}
 
     def ask(_: int) -> httpx2.Response:
-        with httpx2.Client(base_url=url, timeout=60) as client:
+        with httpx2.Client(base_url=url, timeout=150) as client:
             return client.post("/v1/predict", json=body)
 
     with ThreadPoolExecutor(48) as pool:
@@ -150,7 +150,7 @@ def test_a_killed_model_replica_costs_no_request(url: str, http: httpx2.Client) 
     os.kill(before, signal.SIGKILL)
     texts = toy_texts(20, seed=5)
     until = time.monotonic() + 120
-    with Client(url) as client:
+    with Client(url, timeout_s=150) as client:
         while http.get("/readyz").status_code != 200 or not any(a.escalated for a in client.predict(texts)):
             assert time.monotonic() < until
     assert model_pid() != before
