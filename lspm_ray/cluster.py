@@ -148,8 +148,8 @@ def _init(options: dict[str, Any]) -> None:
         ray.init(**options)
     except (ConnectionError, OSError, ValueError) as error:
         raise ResourceError(f"cannot connect: {error}", field="cluster.address", value=address) from None
-    except RuntimeError as error:
-        # Ray has no finer class for "its own processes did not come up".
+    except Exception as error:
+        # Ray has no finer class than this for "its own processes did not come up in time".
         raise ResourceError(f"a local Ray cluster did not start: {error}", field="cluster") from None
 
 

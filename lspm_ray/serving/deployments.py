@@ -247,8 +247,8 @@ def check_busy(stage: LocalStage, hang_s: float) -> None:
 class RayExport:
     """Copies the router's metrics to Ray's every few seconds; each node exports those to Prometheus.
 
-    Everything goes as counters, the buckets of histograms too, under the names that Prometheus expects: Ray takes a
-    lock for every single value of its own histograms, which would cost a fifth of the router's time.
+    Everything goes as counters, the buckets of histograms too (`ray_lspm_request_seconds_bucket_total{le="0.1"}`):
+    Ray takes a lock for every single value of its own histograms, which would cost a fifth of the router's time.
 
     Args:
         metrics: of this replica.
