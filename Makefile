@@ -6,7 +6,7 @@ DEMO ?= examples/reviews/demo.yaml
 # Extra arguments for pip, e.g. another index with a smaller build of torch.
 PIP_ARGS ?=
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test lint check format clean
 
 install: $(VENV)/installed
 
@@ -31,11 +31,13 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-check: install
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/python -m pytest -m "not ray and not e2e"
 
 format: install

@@ -72,4 +72,3 @@ def pad_id_of(directory: Path) -> int:
     """The padding token's id; 0 where the model has none (it is masked anyway)."""
     value = read_config(directory).get("pad_token_id")
     return int(value) if value is not None else 0
-
