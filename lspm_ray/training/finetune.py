@@ -56,10 +56,12 @@ def finetune(
             work_uri=store.work_uri(STAGE, key),
         )
         best, history = fit(job, config.workers, report)
+        # Kept out of the files: a run that was killed and resumed has the same content, hence the same digest.
+        draft.summary["seconds"] = [epoch.pop("seconds") for epoch in history]
         _export(best.local(), base.local(), draft.path)
         (draft.path / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
         chosen = max(history, key=lambda h: -h["loss"] if config.metric == "loss" else h[config.metric])
-        draft.summary = {"epochs": len(history), "best": chosen}
+        draft.summary |= {"epochs": len(history), "best": chosen}
         write_card(draft.path, base=base.manifest.config.get("name", ""), task=task.name, metrics=chosen)
 
     return store.make(STAGE, what, parents, build)
