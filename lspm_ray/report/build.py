@@ -187,9 +187,10 @@ def _temperature(name: str, outputs: Artifact, plan: Plan) -> float:
 
 def training(full: Artifact) -> Training:
     """History and settings of a fine-tuned model."""
-    settings = dict(full.manifest.config["train"])
+    settings, seconds = dict(full.manifest.config["train"]), full.manifest.summary["seconds"]
+    history = full.read_json("history.json")
     return Training(
-        history=full.read_json("history.json"),
+        history=[epoch | {"seconds": value} for epoch, value in zip(history, seconds, strict=True)],
         metric=settings["metric"],
         best_epoch=int(full.manifest.summary["best"]["epoch"]),
         settings=settings,
