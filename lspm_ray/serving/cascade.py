@@ -209,8 +209,8 @@ class Cascade:
             return self.rules.refuse(inputs, "timeout")
         except QueueFull:
             raise  # sending the surplus to the full model would take that down too
-        except Exception:
-            _log.exception("first variant failed, escalating %d texts", len(inputs))
+        except Exception as error:
+            _log.error("first variant failed, escalating %d texts: %r", len(inputs), error)
             return self.rules.refuse(inputs, "error")
 
     async def finish(self, verdicts: Verdicts) -> list[CascadeAnswer]:

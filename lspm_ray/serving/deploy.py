@@ -1,5 +1,6 @@
 """Deploy a plan on the connected Ray cluster, and take it down again."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,6 +57,7 @@ def deploy(
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=document["proxy_location"],
         http_options=document["http_options"],
