@@ -352,6 +352,19 @@ def open_artifact(uri: str) -> Artifact:
     return ArtifactStore(parent or ".").get(name)
 
 
+def open_beside(uri: str, neighbour: Artifact) -> Artifact:
+    """The artifact at `uri`; if the store of `neighbour` holds one of that name, that one, as stores get copied.
+
+    Raises:
+        ArtifactError: it is in neither place.
+    """
+    store = ArtifactStore(neighbour.uri.rpartition("/")[0])
+    try:
+        return store.get(uri)
+    except ArtifactError:
+        return open_artifact(uri)
+
+
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Filesystem and path of a local path or URI.
 

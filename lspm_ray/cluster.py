@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ _ENVIRONMENT = {
     # Serve: HAProxy in front of the replicas costs an eighth of the CPU of the Python proxy (benchmarks/serving.py).
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -91,6 +90,7 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
         # Unix socket paths are limited to 107 bytes: a short directory of our own, removed again.
         _sweep()
         temporary = tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-")
+        _separate_haproxy(Path(temporary) / "haproxy")
         options |= {
             "num_cpus": config.num_cpus or cpu_count(),
             "num_gpus": config.num_gpus,
@@ -109,6 +109,27 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
             ray.shutdown()
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _separate_haproxy(directory: Path) -> None:
+    """Give Serve's HAProxy free ports and files of its own: Ray's fixed ones would meet those of a second cluster."""
+    with ExitStack() as sockets:
+        ports = []
+        for _ in range(3):
+            free = sockets.enter_context(socket.socket())
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    for name, value in {
+        "RAY_SERVE_HAPROXY_STATS_PORT": ports[0],
+        "RAY_SERVE_HAPROXY_METRICS_PORT": ports[1],
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports[2],
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": directory / "haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": directory / "admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": directory,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": directory / "server-state",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": directory / "metrics.sock",
+    }.items():
+        os.environ[name] = str(value)
 
 
 def _sweep() -> None:

@@ -123,7 +123,7 @@ def _here(settings: Settings, artifact: Artifact) -> None:
         print(f"serving at {address} (documentation at {address}/docs); Ctrl-C stops it", flush=True)
         while not ended.wait(1.0):
             pass
-        undeploy()
+        undeploy(settings.serve.name)
     _state_file(settings).unlink(missing_ok=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware, open_artifact, open_beside
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.shards import read_split
@@ -23,7 +23,15 @@ from lspm_ray.profiling.table import ProfileTable
 from lspm_ray.progress import Report
 from lspm_ray.selection.options import Option, Rows, choose, estimate
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
-from lspm_ray.selection.risk import ACCEPT_ALL, Certified, cascade_cost, fixed_sequence, minimum_rows, threshold_grid
+from lspm_ray.selection.risk import (
+    ACCEPT_ALL,
+    Certified,
+    cascade_cost,
+    fixed_sequence,
+    minimum_rows,
+    threshold_grid,
+    upper_bound,
+)
 from lspm_ray.tasks import Task
 from lspm_ray.validators import Validator
 
@@ -318,8 +326,6 @@ def _ref(name: str, artifact: Artifact) -> ModelRef:
 
 def _reachable(n: int, delta: float) -> float:
     """An alpha that n rows can certify with a few losses among them, so that estimates are not all-or-nothing."""
-    from lspm_ray.selection.risk import upper_bound
-
     return upper_bound(min(n, 2), n, delta)
 
 
@@ -336,8 +342,6 @@ def recheck(uri: str) -> list[str]:
     Raises:
         ArtifactError: a file it rests on is missing or changed.
     """
-    from lspm_ray.artifact import open_artifact
-
     artifact = open_artifact(uri)
     _, certificate = read_plan(artifact)
     if certificate is None:
@@ -345,12 +349,14 @@ def recheck(uri: str) -> list[str]:
     problems = []
     named = [certificate.data, certificate.first, certificate.full, *certificate.outputs.values()]
     for ref in named:
-        found = open_artifact(ref.uri)
+        found = open_beside(ref.uri, artifact)
         found.verify()
         if found.digest != ref.digest:
             problems.append(f"{ref.name}: {ref.uri} has digest {found.digest}, the certificate says {ref.digest}")
-    data = open_artifact(certificate.data.uri)
-    cheap, full = (open_artifact(certificate.outputs[ref.name].uri) for ref in (certificate.first, certificate.full))
+    data = open_beside(certificate.data.uri, artifact)
+    cheap, full = (
+        open_beside(certificate.outputs[ref.name].uri, artifact) for ref in (certificate.first, certificate.full)
+    )
     table = read_split(data, "calibration", ["id", "input_ids"])
     inputs = [np.asarray(r, dtype=np.int64) for r in table["input_ids"].to_numpy()]
     calibration = rows(cheap, full, "calibration", inputs)

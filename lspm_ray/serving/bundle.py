@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.artifact import Artifact, open_artifact, open_beside
 from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
 
@@ -92,18 +92,7 @@ def load_bundle(plan_uri: str) -> Bundle:
     if CERTIFICATE_FILE in artifact.manifest.files:
         certificate = _parse(artifact, CERTIFICATE_FILE, Certificate)
     check_certificate(plan, certificate)
-    beside = artifact.uri.rpartition("/")[0]
-    return Bundle(plan, certificate, [_open_model(stage.model, beside) for stage in plan.stages])
-
-
-def open_artifact(uri: str) -> Artifact:
-    """The artifact at a local path or URI.
-
-    Raises:
-        ArtifactError: there is none.
-    """
-    root, _, name = uri.rstrip("/").rpartition("/")
-    return ArtifactStore(root or ".").get(name)
+    return Bundle(plan, certificate, [_open_model(stage.model, artifact) for stage in plan.stages])
 
 
 def check_certificate(plan: Plan, certificate: Certificate | None) -> None:
@@ -149,8 +138,8 @@ def _parse(artifact: Artifact, name: str, cls: type[Any]) -> Any:
         raise ArtifactError(f"not a valid {name}: {error}", field=artifact.path(name)) from None
 
 
-def _open_model(reference: ModelRef, beside: str) -> Artifact:
-    artifact = _find_model(reference, beside)
+def _open_model(reference: ModelRef, plan: Artifact) -> Artifact:
+    artifact = open_beside(reference.uri, plan)
     if artifact.digest != reference.digest:
         raise ArtifactError(
             f"model {reference.name} is not the one the plan was made for: expected digest {reference.digest}, "
@@ -159,11 +148,3 @@ def _open_model(reference: ModelRef, beside: str) -> Artifact:
             hint=_AGAIN,
         )
     return artifact
-
-
-def _find_model(reference: ModelRef, beside: str) -> Artifact:
-    """Where the plan says, or beside the plan: the whole store may have been copied to another place."""
-    try:
-        return open_artifact(reference.uri)
-    except ArtifactError:
-        return open_artifact(f"{beside}/{reference.uri.rstrip('/').rpartition('/')[2]}")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from lspm_ray.artifact import open_artifact
 from lspm_ray.cluster import DATA_TASK_CPUS, preflight, totals
 from lspm_ray.config import Config
 from lspm_ray.corpus.config import CsvFormat, DataConfig
 from lspm_ray.corpus.sources import SourceFile
-from lspm_ray.serving.bundle import Bundle, load_bundle, open_artifact
+from lspm_ray.serving.bundle import Bundle, load_bundle
 from lspm_ray.serving.cascade import Cascade, CascadeAnswer, EmptyText, Logits, Rules, Stage, clean
 from lspm_ray.serving.client import EndpointError
 from lspm_ray.serving.files import (

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from lspm_ray.artifact import write_atomic
-from lspm_ray.serving.bundle import load_bundle, open_artifact
+from lspm_ray.artifact import open_artifact, write_atomic
+from lspm_ray.serving.bundle import load_bundle
 from lspm_ray.serving.config import ServeConfig
 
 IMPORT_PATH = "lspm_ray.serving.app:build"

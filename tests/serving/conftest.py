@@ -3,10 +3,7 @@ from pathlib import Path
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
-from tests.serving.ports import separate_haproxy
 from tests.toys import toy_plan
-
-separate_haproxy()
 
 
 @pytest.fixture(scope="session")
