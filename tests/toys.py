@@ -151,6 +151,7 @@ def toy_plan(
         delta=0.05,
         risk="regret",
         first=small,
+        last=None if threshold is None else full,
         full=full,
         validator=spec,
         temperature=temperature,

@@ -28,11 +28,11 @@ def describe(plan: Plan, certificate: Certificate | None) -> str:
     expected = plan.expected
     if certificate is None:
         return f"served: the full model alone (accuracy on test {100 * expected['test_accuracy']:.2f} %)."
-    first = certificate.first.name
+    first, last = certificate.first.name, certificate.last
     how = (
         f"{first} alone"
-        if certificate.threshold is None
-        else f"{first} answers first; {100 * expected['escalation_rate']:.1f} % are escalated to full"
+        if last is None
+        else f"{first} answers first; {100 * expected['escalation_rate']:.1f} % are escalated to {last.name}"
     )
     return (
         f"served: {how}. Cost {expected['cost']:.3f} of full; accuracy on test {100 * expected['test_accuracy']:.2f} % "

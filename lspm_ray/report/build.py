@@ -25,7 +25,7 @@ from lspm_ray.report.findings import (
     Training,
 )
 from lspm_ray.report.page import render
-from lspm_ray.selection.options import Option
+from lspm_ray.selection.options import Option, best_of_each
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
 from lspm_ray.selection.select import CURVE_FILE, OPTIONS_FILE, read_plan
@@ -91,7 +91,7 @@ def gather(
         certificate=certificate,
         certificate_id=plan.certificate_id,
         curve=Certified.parse(select.read_json(CURVE_FILE)) if CURVE_FILE in select.manifest.files else None,
-        options={name: Option.parse(raw) for name, raw in select.read_json(OPTIONS_FILE).items()},
+        options=best_of_each([Option.parse(raw) for raw in select.read_json(OPTIONS_FILE)]),
         variants=[_without_details(v) for v in table.variants],
         linear=table.linear,
         baseline_verdict=table.baseline_verdict,

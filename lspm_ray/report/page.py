@@ -186,8 +186,8 @@ def _certificate(findings: Findings) -> Child:
             "About what",
             [
                 name(c.first.name),
-                f" answering {'in place of' if alone else 'before'} {c.full.name}, its logits divided by "
-                f"{c.temperature:.4g}, judged by {words.spec(c.validator, 'validator')}: {rule}.",
+                f" answering {'in place of' if c.last is None else 'before'} {(c.last or c.full).name}, its logits "
+                f"divided by {c.temperature:.4g}, judged by {words.spec(c.validator, 'validator')}: {rule}.",
             ],
         ),
         ("On what evidence", words.evidence(findings)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,15 @@ from lspm_ray.config import Config
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
 from lspm_ray.profiling.pareto import Constraints, violations
 from lspm_ray.profiling.table import VariantProfile
-from lspm_ray.selection.risk import ACCEPT_ALL, RiskKind, cascade_cost, fixed_sequence, losses, threshold_grid
+from lspm_ray.selection.risk import (
+    ACCEPT_ALL,
+    Certified,
+    RiskKind,
+    cascade_cost,
+    fixed_sequence,
+    losses,
+    threshold_grid,
+)
 from lspm_ray.tasks import Encoded
 from lspm_ray.validators import Validator
 
@@ -23,126 +31,151 @@ class Rows:
 
     Attributes:
         labels: [rows].
-        cheap: logits of the candidate [rows, labels].
+        first: logits of the variant that answers first [rows, labels].
+        last: logits of the model that answers what is escalated [rows, labels].
         full: logits of the full model [rows, labels].
         inputs: token ids of each row, for validators that look at them.
     """
 
     labels: NDArray[np.int64]
-    cheap: NDArray[np.float32]
+    first: NDArray[np.float32]
+    last: NDArray[np.float32]
     full: NDArray[np.float32]
     inputs: list[Encoded]
 
     def scores(self, validator: Validator, temperature: float) -> NDArray[np.float64]:
-        """The validator's score of each answer of the candidate [rows]."""
-        return validator.score(self.inputs, softmax(self.cheap, temperature))
+        """The validator's score of each answer of the first variant [rows]."""
+        return validator.score(self.inputs, softmax(self.first, temperature))
 
-    def losses(self, risk: RiskKind) -> NDArray[np.bool_]:
-        """Whether accepting the candidate's answer would be a loss [rows]."""
-        return losses(risk, self.cheap.argmax(1), self.full.argmax(1), self.labels)
+    def certify(
+        self, risk: RiskKind, scores: NDArray[np.float64], grid: NDArray[np.float64], alpha: float, delta: float
+    ) -> Certified:
+        """Walk the thresholds of `grid` on these rows: see `fixed_sequence`."""
+        return fixed_sequence(scores, self._losses(risk, self.first), grid, alpha, delta, self._losses(risk, self.last))
 
-    def accuracy_drop(self, accepted: NDArray[np.bool_]) -> float:
-        """Accuracy of full minus that of the cascade that accepts these rows."""
-        answers = np.where(accepted, self.cheap.argmax(1), self.full.argmax(1))
-        return float((self.full.argmax(1) == self.labels).mean() - (answers == self.labels).mean())
+    def risk(self, risk: RiskKind, accepted: NDArray[np.bool_]) -> float:
+        """Share of rows whose answer is a loss, when these are accepted."""
+        lost = np.where(accepted, self._losses(risk, self.first), self._losses(risk, self.last))
+        return float(lost.mean())
+
+    def accuracy(self, accepted: NDArray[np.bool_]) -> float:
+        """Accuracy when these rows are accepted and the others escalated."""
+        return float((np.where(accepted, self.first.argmax(1), self.last.argmax(1)) == self.labels).mean())
+
+    @property
+    def full_accuracy(self) -> float:
+        """Accuracy of the full model alone."""
+        return float((self.full.argmax(1) == self.labels).mean())
+
+    def _losses(self, risk: RiskKind, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return losses(risk, logits.argmax(1), self.full.argmax(1), self.labels)
 
 
 class Option(Config):
     """One thing that could be served, as estimated on the selection split.
 
     Attributes:
-        first: the variant that answers first; `full` for the full model alone.
-        temperature: fitted on the selection split.
-        threshold: estimated there too; None accepts everything. The certificate sets the real one.
-        escalation_rate: share of rows that the full model would answer as well.
+        first: the variant that answers first.
+        last: the model that answers what is escalated; None when the first serves alone.
+        temperature: of the first, fitted on the selection split.
+        threshold: estimated there too; the certificate sets the real one. None when the first serves alone.
+        escalation_rate: share of rows that the last model would answer as well.
         cost: per row, relative to full.
         rejected: why it cannot be chosen; empty if it can.
     """
 
     first: str
+    last: str | None
     temperature: float = 1.0
     threshold: float | None = None
     escalation_rate: float = 0.0
     cost: float
     rejected: str = ""
 
+    def sentence(self) -> str:
+        """What it would cost, in words."""
+        how = f"escalating {self.escalation_rate:.0%} to {self.last}" if self.last else "alone"
+        return f"would cost {self.cost:.3f} of full ({how})"
 
-def estimate(
-    candidate: VariantProfile,
-    full: VariantProfile,
-    rows: Rows,
-    validator: Validator,
-    *,
-    risk: RiskKind,
-    alpha: float,
-    delta: float,
-    grid_size: int,
-    validator_cost: float,
-    constraints: Constraints,
-) -> Option:
-    """What a candidate would give, walking the thresholds on the selection rows as certification will on others."""
-    temperature = fit_temperature(rows.cheap, rows.labels)
+
+class Promise(Config):
+    """What an option has to keep, and what the estimate needs to know beside the rows."""
+
+    risk: RiskKind
+    alpha: float
+    delta: float
+    grid_size: int
+    validator_cost: float
+    constraints: Constraints
+
+
+def estimate(first: VariantProfile, last: VariantProfile, rows: Rows, validator: Validator, promise: Promise) -> Option:
+    """What a pair of models would give, walking the thresholds on selection rows as certification will on others."""
+    temperature = fit_temperature(rows.first, rows.labels)
     scores = rows.scores(validator, temperature)
-    grid = threshold_grid(scores, grid_size)
-    point = fixed_sequence(scores, rows.losses(risk), grid, alpha, delta).point
-    if point is None or point.escalation_rate >= 1:
-        return Option(
-            first=candidate.name,
-            temperature=temperature,
-            escalation_rate=1.0,
-            cost=cascade_cost(candidate.cost, validator_cost, 1.0),
-            rejected=f"no share of its answers keeps {risk} below {alpha:.2%} on the selection rows",
-        )
-    alone = point.threshold == ACCEPT_ALL
-    cost = candidate.cost if alone else cascade_cost(candidate.cost, validator_cost, point.escalation_rate)
-    broken = _violations(candidate, full, rows, scores >= point.threshold, alone, constraints)
-    return Option(
-        first=candidate.name,
+    grid = threshold_grid(scores, promise.grid_size)
+    point = rows.certify(promise.risk, scores, grid, promise.alpha, promise.delta).point
+    alone = point is not None and point.threshold == ACCEPT_ALL
+    e = 1.0 if point is None else point.escalation_rate
+    option = Option(
+        first=first.name,
+        last=None if alone else last.name,
         temperature=temperature,
-        threshold=None if alone else point.threshold,
-        escalation_rate=point.escalation_rate,
-        cost=cost,
-        rejected="; ".join(broken),
+        threshold=None if point is None or alone else point.threshold,
+        escalation_rate=e,
+        cost=first.cost if alone else cascade_cost(first.cost, promise.validator_cost, e, last.cost),
     )
+    if point is None or e >= 1:
+        reason = f"no share of its answers keeps {promise.risk} below {promise.alpha:.2%} on the selection rows"
+    else:
+        used = [first] if alone else [first, last]
+        reason = "; ".join(_violations(used, rows, scores >= point.threshold, promise.constraints))
+    return option.model_copy(update={"rejected": reason})
 
 
 def _violations(
-    candidate: VariantProfile,
-    full: VariantProfile,
-    rows: Rows,
-    accepted: NDArray[np.bool_],
-    alone: bool,
-    constraints: Constraints,
+    used: list[VariantProfile], rows: Rows, accepted: NDArray[np.bool_], constraints: Constraints
 ) -> list[str]:
-    speeds = [v.speed for v in ([candidate] if alone else [candidate, full]) if v.speed]
+    speeds = [v.speed for v in used if v.speed]
     return violations(
         constraints,
-        accuracy_drop=rows.accuracy_drop(accepted),
+        accuracy_drop=rows.full_accuracy - rows.accuracy(accepted),
         # An escalated request waits for both.
         p99_ms=sum(speed.p99_ms for speed in speeds),
         memory_mb=sum(speed.peak_memory_mb for speed in speeds),
     )
 
 
-def choose(options: Mapping[str, Option], min_saving: float) -> tuple[str | None, dict[str, str]]:
-    """The cheapest option that is allowed and saves enough, and why each other candidate was left out.
+def choose(options: Sequence[Option], min_saving: float) -> tuple[Option | None, dict[str, str]]:
+    """The cheapest option that is allowed and saves enough, and why each other variant was left out.
+
+    Args:
+        options: every pair that was estimated.
+        min_saving: share of the full model's cost that must be saved.
 
     Returns:
-        Name of the variant to answer first (None: the full model serves alone), and variant -> reason.
+        The option (None: the full model serves alone), and variant -> reason for every first variant not in it.
     """
-    allowed = sorted((o for o in options.values() if not o.rejected), key=lambda o: (o.cost, o.first))
-    reasons = {name: option.rejected for name, option in options.items() if option.rejected}
-    best = allowed[0] if allowed else None
-    if best is not None and best.cost > 1 - min_saving:
-        for option in allowed:
-            reasons[option.first] = (
-                f"would cost {option.cost:.2f} of full (escalating {option.escalation_rate:.0%}): "
-                f"saves less than {min_saving:.0%}"
-            )
-        return None, reasons
-    for option in allowed[1:]:
-        reasons[option.first] = (
-            f"would cost {option.cost:.3f} of full (escalating {option.escalation_rate:.0%}), "
-            f"{best.first if best else ''} {best.cost if best else 0:.3f}"
-        )
-    return (best.first if best else None), reasons
+    best = min(options, key=_order, default=None)
+    chosen = best if best is not None and not best.rejected and best.cost <= 1 - min_saving else None
+    used = {chosen.first, chosen.last} if chosen else set()
+    reasons = {}
+    for name, own in best_of_each(options).items():
+        if name in used:
+            continue
+        if own.rejected:
+            reasons[name] = own.rejected
+        elif chosen is None:
+            reasons[name] = f"{own.sentence()}: saves less than {min_saving:.0%}"
+        else:
+            reasons[name] = f"{own.sentence()}, the plan {chosen.cost:.3f}"
+    return chosen, reasons
+
+
+def best_of_each(options: Sequence[Option]) -> dict[str, Option]:
+    """For every variant the best option in which it answers first: one that is allowed if there is any."""
+    return {option.first: option for option in sorted(options, key=_order, reverse=True)}
+
+
+def _order(option: Option) -> tuple[bool, float, str, str]:
+    return bool(option.rejected), option.cost, option.first, option.last or ""

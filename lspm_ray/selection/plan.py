@@ -19,9 +19,9 @@ class ModelRef(Config):
 
 
 class Certificate(Config):
-    """What is promised about the first variant's accepted answers, on which evidence.
+    """What is promised about the answers of a plan, on which evidence.
 
-    The promise: over rows drawn like the calibration rows, P(accepted and loss) <= alpha, and the procedure that
+    The promise: over rows drawn like the calibration rows, P(the answer is a loss) <= alpha, and the procedure that
     issued this certificate breaks that promise with probability at most delta.
     """
 
@@ -30,8 +30,11 @@ class Certificate(Config):
     risk: Literal["regret", "disagreement"]
     first: ModelRef
     """The variant that answers first."""
+    last: ModelRef | None
+    """The model that answers what is escalated: full, or a cheaper one whose own losses are counted too. None when the
+    first variant serves alone."""
     full: ModelRef
-    """The model it is compared with, and escalated to."""
+    """The model that answers are compared with."""
     validator: dict[str, Any]
     temperature: float
     """Divides the first variant's logits before the softmax that the validator sees; fitted on selection rows."""
@@ -39,13 +42,13 @@ class Certificate(Config):
     """Accept where score >= threshold; None accepts every answer (the variant serves alone)."""
     calibration_rows: int
     losses: int
-    """Calibration rows that were accepted and lost."""
+    """Calibration rows whose answer, accepted or escalated, is a loss."""
     p_value: float
     upper_bound: float
     """Exact (Clopper-Pearson) upper bound of the risk at confidence 1 - delta, at the threshold."""
     escalation_rate: float
     outputs: dict[str, ModelRef]
-    """Per-example outputs of both models: every number here can be recomputed from them."""
+    """Per-example outputs of these models by name: every number here can be recomputed from them."""
     data: ModelRef
     """The prepared corpus, whose calibration split they are about."""
     hardware: dict[str, Any]

@@ -29,7 +29,7 @@ class RiskPoint(Config):
     threshold: float
     losses: int
     risk: float
-    """Share of all rows that are accepted and a loss."""
+    """Share of all rows whose answer, accepted or escalated, is a loss."""
     bound: float
     """Clopper-Pearson upper bound of the risk at this threshold, were it the only one looked at."""
     p_value: float
@@ -126,13 +126,19 @@ def threshold_grid(selection_scores: NDArray[np.floating[Any]], size: int = 200)
 
 
 def fixed_sequence(
-    scores: NDArray[np.floating[Any]], losses: Bools, grid: NDArray[np.floating[Any]], alpha: float, delta: float
+    scores: NDArray[np.floating[Any]],
+    losses: Bools,
+    grid: NDArray[np.floating[Any]],
+    alpha: float,
+    delta: float,
+    escalated_losses: Bools | None = None,
 ) -> Certified:
     """Walk the thresholds from strict to lenient and certify all up to the first with p > `delta`.
 
     Fixed-sequence testing pays nothing for the number of thresholds (Angelopoulos, Bates, Candes, Jordan, Lei, "Learn
-    then Test", 2021). Accepting more rows can only add losses, so p never falls on the way and no later threshold would
-    have passed. What is guaranteed is `alpha`; that the bound lies below it was found by looking at the curve.
+    then Test", 2021, section 2.3). Where escalation goes to the full model itself, accepting more rows can only add
+    losses, so no later threshold would have passed; where it goes to another model (`escalated_losses`), one might
+    have, and is given up. What is guaranteed is `alpha`; a bound below it was found by looking at the curve.
     For several cheap models on the same rows, divide `delta` by their number.
 
     Args:
@@ -141,6 +147,8 @@ def fixed_sequence(
         grid: strictly descending thresholds, see `threshold_grid`; minus infinity is taken as `ACCEPT_ALL`.
         alpha: the risk level, between 0 and 1.
         delta: the chance of a wrong certificate, between 0 and 1.
+        escalated_losses: bool [n], whether the answer is a loss if the row is escalated; None where escalation goes to
+            the full model, which loses nothing against itself.
 
     Raises:
         CertificateError: alpha or delta out of range, scores not finite, or too few rows to certify alpha at all.
@@ -148,34 +156,41 @@ def fixed_sequence(
     """
     _check_levels(alpha, delta)
     values = _finite(scores, "calibration scores")
-    if losses.shape != values.shape:
-        raise CertificateError("scores and losses must cover the same rows", value=(values.shape, losses.shape))
+    escalated = np.zeros_like(losses) if escalated_losses is None else escalated_losses
+    if not losses.shape == escalated.shape == values.shape:
+        raise CertificateError(
+            "scores and losses must cover the same rows", value=(values.shape, losses.shape, escalated.shape)
+        )
     if len(grid) == 0 or not (np.diff(grid) < 0).all():
         raise ValueError("the grid must hold strictly descending thresholds")
     _check_feasible(len(values), alpha, delta)
     thresholds = np.maximum(np.asarray(grid, dtype=np.float64), ACCEPT_ALL)
-    curve = _curve(values, losses, thresholds, alpha, delta)
+    curve = _curve(values, losses, escalated, thresholds, alpha, delta)
     certified = [point for point in curve if point.passed]
     return Certified(alpha=alpha, delta=delta, n=len(values), point=certified[-1] if certified else None, curve=curve)
 
 
-def cascade_cost(cheap: float, validator: float, escalation_rate: float) -> float:
-    """Expected cost of the cascade, as a share of the full model's: c + v + e.
+def cascade_cost(cheap: float, validator: float, escalation_rate: float, last: float = 1.0) -> float:
+    """Expected cost of the cascade, as a share of the full model's: c + v + e * last.
 
     Args:
         cheap: cost of the cheap model on one row, divided by the full model's.
         validator: cost of the validator on one row, divided by the full model's.
-        escalation_rate: share of rows that the full model answers as well.
+        escalation_rate: share of rows that the last model answers as well.
+        last: cost of the last model on one row, divided by the full model's.
     """
-    return cheap + validator + escalation_rate
+    return cheap + validator + escalation_rate * last
 
 
-def _curve(scores: Floats, losses: Bools, grid: Floats, alpha: float, delta: float) -> tuple[RiskPoint, ...]:
+def _curve(
+    scores: Floats, losses: Bools, escalated_losses: Bools, grid: Floats, alpha: float, delta: float
+) -> tuple[RiskPoint, ...]:
     n = len(scores)
     order = np.argsort(scores)
     escalated = np.searchsorted(scores[order], grid, side="left")
     losses_from = np.append(np.cumsum(losses[order][::-1])[::-1], 0)
-    counts = losses_from[escalated].astype(np.int64)
+    losses_below = np.concatenate([[0], np.cumsum(escalated_losses[order])])
+    counts = (losses_from[escalated] + losses_below[escalated]).astype(np.int64)
     p_values = bdtr(counts, n, alpha)
     columns = zip(
         grid.tolist(),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +23,12 @@ from lspm_ray.profiling.pareto import Constraints
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import ProfileTable
 from lspm_ray.progress import Report
-from lspm_ray.selection.options import Option, Rows, choose, estimate
+from lspm_ray.selection.options import Option, Promise, Rows, choose, estimate
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
     Certified,
     cascade_cost,
-    fixed_sequence,
     minimum_rows,
     threshold_grid,
     upper_bound,
@@ -117,7 +118,7 @@ def select(
         decision = _Decision(config, task, models, read_profile(profile), outputs, data, report)
         plan, certificate = decision.decide()
         _write(draft, PLAN_FILE, plan.model_dump(mode="json"))
-        _write(draft, OPTIONS_FILE, {n: o.model_dump(mode="json") for n, o in decision.options.items()})
+        _write(draft, OPTIONS_FILE, [option.model_dump(mode="json") for option in decision.options])
         if decision.certified is not None:
             _write(draft, CURVE_FILE, decision.certified.model_dump(mode="json"))
         if certificate is not None:
@@ -157,61 +158,54 @@ class _Decision:
         self.config, self.task, self.models, self.table = config, task, models, table
         self.outputs, self.data, self.report = outputs, data, report
         self.validator = Validator.make(config.validator)
-        self.options: dict[str, Option] = {}
+        self.options: list[Option] = []
         self.certified: Certified | None = None
         self._inputs: dict[str, list[Any]] = {}
 
     def decide(self) -> tuple[Plan, Certificate | None]:
         config = self.config
-        check_feasible(config, len(self._rows(FULL, "calibration").labels))
-        v = self._validator_cost()
-        for name in self.models:
-            if name != FULL:
-                self.report(f"select: estimating {name}")
-                self.options[name] = self._estimate(name, v)
-        first, reasons = choose(self.options, config.min_saving)
-        if config.first is not None:
-            first = None if config.first == FULL else config.first
-            reasons = {n: f"select.first asks for {config.first}" for n in self.options if n != config.first}
-        if first is None:
+        check_feasible(config, len(self._rows(FULL, FULL, "calibration").labels))
+        self.options = [self._estimate(first, last) for first, last in self._pairs()]
+        chosen, reasons = choose(self.options, config.min_saving if config.first is None else -math.inf)
+        if chosen is None or config.first == FULL:
             return self._full_alone(reasons), None
-        return self._certify(first, reasons, v)
+        return self._certify(chosen, reasons)
 
-    def _estimate(self, name: str, validator_cost: float) -> Option:
-        config = self.config
-        return estimate(
-            self.table[name],
-            self.table[FULL],
-            self._rows(name, "selection"),
-            self.validator,
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Who may answer first, and who then: full, or any model that costs less than full and more than the first."""
+        cost = {name: self.table[name].cost for name in self.models}
+        firsts = [name for name in self.models if name != FULL and self.config.first in (None, name)]
+        lasts = [name for name in self.models if name == FULL or cost[name] < cost[FULL]]
+        return [(first, last) for first in firsts for last in lasts if last == FULL or cost[first] < cost[last]]
+
+    def _estimate(self, first: str, last: str) -> Option:
+        self.report(f"select: estimating {first} before {last}")
+        config, rows = self.config, self._rows(first, last, "selection")
+        promise = Promise(
             risk=config.risk,
             # The selection split may be too small to certify this alpha; as an estimate a wider one will do.
-            alpha=max(config.alpha, _reachable(len(self._rows(name, "selection").labels), config.delta)),
+            alpha=max(config.alpha, _reachable(len(rows.labels), config.delta)),
             delta=config.delta,
             grid_size=config.grid_size,
-            validator_cost=validator_cost,
+            validator_cost=self._validator_cost,
             constraints=config.constraints,
         )
+        return estimate(self.table[first], self.table[last], rows, self.validator, promise)
 
-    def _certify(self, first: str, reasons: dict[str, str], v: float) -> tuple[Plan, Certificate | None]:
-        config = self.config
-        selection, calibration = self._rows(first, "selection"), self._rows(first, "calibration")
-        temperature = fit_temperature(selection.cheap, selection.labels)
-        grid = threshold_grid(selection.scores(self.validator, temperature), config.grid_size)
-        self.certified = fixed_sequence(
-            calibration.scores(self.validator, temperature),
-            calibration.losses(config.risk),
-            grid,
-            config.alpha,
-            config.delta,
-        )
+    def _certify(self, chosen: Option, reasons: dict[str, str]) -> tuple[Plan, Certificate | None]:
+        config, first = self.config, chosen.first
+        last = chosen.last or FULL
+        selection, calibration = self._rows(first, last, "selection"), self._rows(first, last, "calibration")
+        grid = threshold_grid(selection.scores(self.validator, chosen.temperature), config.grid_size)
+        scores = calibration.scores(self.validator, chosen.temperature)
+        self.certified = calibration.certify(config.risk, scores, grid, config.alpha, config.delta)
         point = self.certified.point
         if point is None:
             reasons[first] = f"no threshold keeps {config.risk} below {config.alpha:.2%} on the calibration rows"
             return self._full_alone(reasons), None
-        threshold = None if point.threshold == ACCEPT_ALL else point.threshold
+        alone = point.threshold == ACCEPT_ALL
         e, c = point.escalation_rate, self.table[first].cost
-        cost = c if threshold is None else cascade_cost(c, v, e)
+        cost = c if alone else cascade_cost(c, self._validator_cost, e, self.table[last].cost)
         if cost > 1 - config.min_saving and config.first is None:
             reasons[first] = f"certified, but would cost {cost:.2f} of full: saves less than {config.min_saving:.0%}"
             return self._full_alone(reasons), None
@@ -220,45 +214,44 @@ class _Decision:
             delta=config.delta,
             risk=config.risk,
             first=self._ref(first),
+            last=None if alone else self._ref(last),
             full=self._ref(FULL),
             validator=config.validator,
-            temperature=temperature,
-            threshold=threshold,
+            temperature=chosen.temperature,
+            threshold=None if alone else point.threshold,
             calibration_rows=self.certified.n,
             losses=point.losses,
             p_value=point.p_value,
             upper_bound=point.bound,
             escalation_rate=e,
-            outputs={name: _ref(name, self.outputs[name]) for name in (first, FULL)},
+            outputs={name: _ref(name, self.outputs[name]) for name in (first, last, FULL)},
             data=_ref("data", self.data),
             hardware=hardware(),
             how_to_check="lspm_ray.selection.select.recheck(uri of this directory) recomputes every number",
         )
-        return self._plan(first, certificate, cost, e, reasons), certificate
+        return self._plan(certificate, cost, reasons), certificate
 
-    def _plan(self, first: str, certificate: Certificate, cost: float, e: float, reasons: dict[str, str]) -> Plan:
+    def _plan(self, certificate: Certificate, cost: float, reasons: dict[str, str]) -> Plan:
+        first, last = certificate.first.name, certificate.last
         stages = [self._stage(first, certificate.temperature, certificate.threshold)]
-        if certificate.threshold is not None:
-            stages.append(self._stage(FULL, self._full_temperature(), None))
-        test = self._rows(first, "test")
-        scores = test.scores(self.validator, certificate.temperature)
-        accepted = scores >= (-np.inf if certificate.threshold is None else certificate.threshold)
-        full_accuracy = float((test.full.argmax(1) == test.labels).mean())
+        if last is not None:
+            stages.append(self._stage(last.name, self._temperature(last.name), None))
+        test = self._rows(first, last.name if last else FULL, "test")
+        accepted = test.scores(self.validator, certificate.temperature) >= _limit(certificate)
         expected = {
-            "escalation_rate": e,
+            "escalation_rate": certificate.escalation_rate,
             "cost": cost,
-            "test_accuracy": full_accuracy - test.accuracy_drop(accepted),
-            "test_full_accuracy": full_accuracy,
+            "test_accuracy": test.accuracy(accepted),
+            "test_full_accuracy": test.full_accuracy,
             "test_escalation_rate": float(1 - accepted.mean()),
-            "test_risk": float((accepted & test.losses(self.config.risk)).mean()),
+            "test_risk": test.risk(self.config.risk, accepted),
         }
         return self._make(stages, certificate.id, expected, reasons)
 
     def _full_alone(self, reasons: dict[str, str]) -> Plan:
-        full = self._rows(FULL, "test")
-        accuracy = float((full.full.argmax(1) == full.labels).mean())
+        accuracy = self._rows(FULL, FULL, "test").full_accuracy
         expected = {"escalation_rate": 0.0, "cost": 1.0, "test_accuracy": accuracy, "test_full_accuracy": accuracy}
-        return self._make([self._stage(FULL, self._full_temperature(), None)], None, expected, reasons)
+        return self._make([self._stage(FULL, self._temperature(FULL), None)], None, expected, reasons)
 
     def _make(
         self, stages: list[PlanStage], certificate_id: str | None, expected: dict[str, float], reasons: dict[str, str]
@@ -284,22 +277,22 @@ class _Decision:
             cost=profile.cost,
         )
 
-    def _full_temperature(self) -> float:
-        rows = self._rows(FULL, "selection")
-        return fit_temperature(rows.full, rows.labels)
+    def _temperature(self, name: str) -> float:
+        rows = self._rows(name, FULL, "selection")
+        return fit_temperature(rows.first, rows.labels)
 
     def _ref(self, name: str) -> ModelRef:
         return _ref(name, self.models[name])
 
-    def _rows(self, name: str, split: str) -> Rows:
+    def _rows(self, first: str, last: str, split: str) -> Rows:
         if split not in self._inputs:
-            table = read_split(self.data, split, ["input_ids"])
-            self._inputs[split] = [np.asarray(r, dtype=np.int64) for r in table["input_ids"].to_numpy()]
-        return rows(self.outputs[name], self.outputs[FULL], split, self._inputs[split])
+            self._inputs[split] = _inputs(self.data, split)
+        return rows([self.outputs[name] for name in (first, last, FULL)], split, self._inputs[split])
 
+    @cached_property
     def _validator_cost(self) -> float:
         """Seconds of the validator per row, as a share of the full model's."""
-        sample = self._rows(FULL, "selection")
+        sample = self._rows(FULL, FULL, "selection")
         started = time.perf_counter()
         sample.scores(self.validator, 1.0)
         seconds = (time.perf_counter() - started) / len(sample.labels)
@@ -307,17 +300,26 @@ class _Decision:
         return seconds * speed.best_rows_per_s if speed else 0.0
 
 
-def rows(cheap: Artifact, full: Artifact, split: str, inputs: list[Any]) -> Rows:
-    """Outputs of two models on one split, checked to be about the same rows.
+def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any]) -> Rows:
+    """Outputs of the first, the last and the full model on one split, checked to be about the same rows.
 
     Raises:
         CertificateError: they are not.
     """
-    ids, labels, cheap_logits = read_outputs(cheap, split)
-    full_ids, _, full_logits = read_outputs(full, split)
-    if ids != full_ids:
-        raise CertificateError("outputs of the two models are not about the same rows", field=split)
-    return Rows(labels, cheap_logits, full_logits, inputs)
+    read = [read_outputs(artifact, split) for artifact in outputs]
+    if any(ids != read[0][0] for ids, _, _ in read):
+        raise CertificateError("outputs of the models are not about the same rows", field=split)
+    first, last, full = (logits for _, _, logits in read)
+    return Rows(read[0][1], first, last, full, inputs)
+
+
+def _inputs(data: Artifact, split: str) -> list[Any]:
+    table = read_split(data, split, ["input_ids"])
+    return [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
+
+
+def _limit(certificate: Certificate) -> float:
+    return ACCEPT_ALL if certificate.threshold is None else certificate.threshold
 
 
 def _ref(name: str, artifact: Artifact) -> ModelRef:
@@ -347,33 +349,30 @@ def recheck(uri: str) -> list[str]:
     if certificate is None:
         return []
     problems = []
-    named = [certificate.data, certificate.first, certificate.full, *certificate.outputs.values()]
+    last = certificate.last or certificate.full
+    named = [certificate.data, certificate.first, last, certificate.full, *certificate.outputs.values()]
     for ref in named:
         found = open_beside(ref.uri, artifact)
         found.verify()
         if found.digest != ref.digest:
             problems.append(f"{ref.name}: {ref.uri} has digest {found.digest}, the certificate says {ref.digest}")
     data = open_beside(certificate.data.uri, artifact)
-    cheap, full = (
-        open_beside(certificate.outputs[ref.name].uri, artifact) for ref in (certificate.first, certificate.full)
-    )
-    table = read_split(data, "calibration", ["id", "input_ids"])
-    inputs = [np.asarray(r, dtype=np.int64) for r in table["input_ids"].to_numpy()]
-    calibration = rows(cheap, full, "calibration", inputs)
-    train = set(read_split(data, "train", ["id"])["id"].to_pylist())
-    if train & set(table["id"].to_pylist()):
+    outputs = [
+        open_beside(certificate.outputs[ref.name].uri, artifact) for ref in (certificate.first, last, certificate.full)
+    ]
+    calibration = rows(outputs, "calibration", _inputs(data, "calibration"))
+    ids = [set(read_split(data, split, ["id"])["id"].to_pylist()) for split in ("train", "calibration")]
+    if ids[0] & ids[1]:
         problems.append("calibration rows occur among the training rows")
     scores = calibration.scores(Validator.make(certificate.validator), certificate.temperature)
-    threshold = ACCEPT_ALL if certificate.threshold is None else certificate.threshold
-    lost = int((calibration.losses(certificate.risk) & (scores >= threshold)).sum())
-    point = fixed_sequence(
-        scores, calibration.losses(certificate.risk), np.array([threshold]), certificate.alpha, certificate.delta
-    )
-    if (lost, point.n) != (certificate.losses, certificate.calibration_rows):
+    grid = np.array([_limit(certificate)])
+    found_risk = calibration.certify(certificate.risk, scores, grid, certificate.alpha, certificate.delta)
+    lost, n = found_risk.curve[0].losses, found_risk.n
+    if (lost, n) != (certificate.losses, certificate.calibration_rows):
         problems.append(
-            f"found {lost} losses in {point.n} rows, the certificate says "
+            f"found {lost} losses in {n} rows, the certificate says "
             f"{certificate.losses} in {certificate.calibration_rows}"
         )
-    if point.point is None:
+    if found_risk.point is None:
         problems.append("the threshold does not hold the promised risk")
     return problems

@@ -118,9 +118,9 @@ def check_certificate(plan: Plan, certificate: Certificate | None) -> None:
         "first.name": (first.model.name, certificate.first.name),
         "first.digest": (first.model.digest, certificate.first.digest),
     }
-    if len(plan.stages) > 1:
-        pairs["full.name"] = (plan.stages[-1].model.name, certificate.full.name)
-        pairs["full.digest"] = (plan.stages[-1].model.digest, certificate.full.digest)
+    last = plan.stages[1].model if len(plan.stages) > 1 else None
+    for field in ("name", "digest"):
+        pairs[f"last.{field}"] = (getattr(last, field, None), getattr(certificate.last, field, None))
     for field, (planned, certified) in pairs.items():
         if planned != certified:
             raise CertificateError(

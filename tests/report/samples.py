@@ -194,9 +194,11 @@ class Run:
         certified = self._certified() if self.serve != "full" else None
         certificate = self._certificate(certified) if certified and self.serve != "failed" else None
         plan = self._plan(certificate)
-        options = {n: Option(first=n, escalation_rate=0.1, cost=self.table[n].cost + 0.12) for n in self.variants}
+        options = [
+            Option(first=n, last=FULL, escalation_rate=0.1, cost=self.table[n].cost + 0.12) for n in self.variants
+        ]
         files = {"plan.json": plan.model_dump(mode="json")}
-        files["options.json"] = {name: option.model_dump(mode="json") for name, option in options.items()}
+        files["options.json"] = [option.model_dump(mode="json") for option in options]
         if certified:
             files["curve.json"] = certified.model_dump(mode="json")
         if certificate:
@@ -276,6 +278,7 @@ class Run:
             delta=certified.delta,
             risk=self.risk,
             first=self._ref(self.first),
+            last=None if point.threshold == ACCEPT_ALL else self._ref(FULL),
             full=self._ref(FULL),
             validator={"validator": "max_probability"},
             temperature=self._temperature(self.first),

@@ -309,3 +309,25 @@ def test_a_grid_that_does_not_descend_is_a_bug(grid: list[float]) -> None:
 
 def test_cost_of_a_cascade() -> None:
     assert cascade_cost(0.02, 0.01, 0.1) == pytest.approx(0.13)
+
+
+@given(seed=st.integers(0, 2**16), n=st.integers(100, 400))
+def test_escalated_losses_count_where_rows_are_escalated(seed: int, n: int) -> None:
+    random = np.random.default_rng(seed)
+    scores, lost, lost_above = random.random(n).round(2), random.random(n) < 0.05, random.random(n) < 0.02
+    grid = np.array([0.9, 0.5, 0.1, ACCEPT_ALL])
+    curve = fixed_sequence(scores, lost, grid, 0.1, 0.05, lost_above).curve
+    for point, threshold in zip(curve, grid, strict=True):
+        accepted = scores >= threshold
+        assert point.losses == int(lost[accepted].sum() + lost_above[~accepted].sum())
+        assert point.p_value == pytest.approx(p_value(point.losses, n, 0.1))
+
+
+def test_the_walk_stops_at_the_first_failure_even_if_a_later_threshold_would_pass() -> None:
+    n = 200
+    scores, lost = np.linspace(0, 1, n), np.zeros(n, dtype=bool)
+    lost_above = np.zeros(n, dtype=bool)
+    lost_above[100:150] = True  # lost if escalated: a middling threshold loses all, a lenient one none
+    certified = fixed_sequence(scores, lost, np.array([0.99, 0.8, 0.1]), 0.1, 0.05, lost_above)
+    assert [point.p_value <= 0.05 for point in certified.curve] == [False, False, True]
+    assert certified.point is None

@@ -12,6 +12,7 @@ from lspm_ray.artifact import ArtifactStore, hardware
 from lspm_ray.corpus.shards import labels as label_names
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
+from lspm_ray.evaluation.calibration import softmax
 from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array, read_outputs
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
@@ -44,8 +45,8 @@ class World:
             "cheap": toy_model_artifact(self.store, "variant-a", "bag"),
             "middle": toy_model_artifact(self.store, "variant-b", "bag", seed=5),
         }
-        quality = {"full": (0.97, False), "cheap": (cheap_right, sure), "middle": (0.96, False)}
-        self.outputs = {name: self._outputs(name, *quality[name], seed) for seed, name in enumerate(self.models)}
+        quality = {"full": (0.97, False, 0), "cheap": (cheap_right, sure, 1), "middle": (0.97, False, 0)}
+        self.outputs = {name: self._outputs(name, *quality[name]) for name in self.models}
         costs = {"full": 1.0, "cheap": cost, "middle": 0.5}
         self.profile = self._profile(costs)
 
@@ -54,6 +55,9 @@ class World:
             for number, split in enumerate(EVALUATION_SPLITS):
                 table = read_split(self.data, split, ["id", "label"])
                 logits = logits_for(table["label"].to_numpy(), right, sure, [seed, number])
+                if name == "middle":  # full's own answers, but for a few
+                    other = np.random.default_rng([9, number]).random(len(logits)) < 0.004
+                    logits = np.where(other[:, None], -logits, logits)
                 columns = {"id": table["id"], "label": table["label"], "logits": logits_array(logits)}
                 pq.write_table(pa.table(columns), draft.path / f"{split}.parquet")
 
@@ -129,13 +133,35 @@ def world(tmp_path_factory):
 
 def test_the_cheapest_certified_variant_answers_first(world):
     plan, certificate = read_plan(world.select(alpha=0.02))
-    assert [stage.model.name for stage in plan.stages] == ["cheap", "full"]
+    assert [stage.model.name for stage in plan.stages] == ["cheap", "middle"]
+    assert (certificate.first.name, certificate.last.name, certificate.full.name) == ("cheap", "middle", "full")
     assert plan.certificate_id == certificate.id
     assert plan.stages[0].threshold == certificate.threshold
     assert certificate.upper_bound <= 0.02 and certificate.p_value <= 0.05
-    assert plan.expected["cost"] == pytest.approx(0.05 + plan.expected["escalation_rate"], abs=0.01)
+    assert plan.expected["cost"] == pytest.approx(0.05 + 0.5 * plan.expected["escalation_rate"], abs=0.01)
     assert plan.expected["test_risk"] < 0.03
-    assert "middle" in plan.reasons and "would cost" in plan.reasons["middle"]
+    assert plan.reasons == {}
+
+
+def test_losses_of_the_last_variant_count_too(world):
+    """Escalating to a model that is worse than full spends part of the same promise."""
+    _, certificate = read_plan(world.select(alpha=0.02))
+    splits = {name: read_outputs(world.outputs[name], "calibration") for name in ("cheap", "middle", "full")}
+    labels = splits["full"][1]
+    answer = {name: logits.argmax(1) for name, (_, _, logits) in splits.items()}
+    scores = softmax(splits["cheap"][2], certificate.temperature).max(1)
+    given = np.where(scores >= certificate.threshold, answer["cheap"], answer["middle"])
+    assert certificate.losses == int(((given != labels) & (answer["full"] == labels)).sum())
+
+
+def test_without_another_variant_full_has_the_last_word(tmp_path):
+    world = World(tmp_path)
+    for part in (world.models, world.outputs):
+        del part["middle"]
+    plan, certificate = read_plan(world.select(alpha=0.02))
+    assert [stage.model.name for stage in plan.stages] == ["cheap", "full"]
+    assert certificate.last == certificate.full
+    assert plan.expected["cost"] == pytest.approx(0.05 + plan.expected["escalation_rate"], abs=0.01)
 
 
 def test_the_certificate_can_be_recomputed(world):
@@ -210,7 +236,6 @@ def test_constraints_reject_by_name(world):
 def test_the_first_variant_can_be_forced(world):
     plan, _ = read_plan(world.select(alpha=0.02, first="middle"))
     assert plan.stages[0].model.name == "middle"
-    assert "select.first asks for middle" in plan.reasons["cheap"]
     with pytest.raises(ConfigError, match=r"select\.first.*nonsense.*valid: cheap, full, middle"):
         world.select(first="nonsense")
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.artifact import Artifact, ArtifactStore, open_artifact
 from lspm_ray.errors import ArtifactError, CertificateError, UserError
 from lspm_ray.selection.plan import Certificate, Plan
-from lspm_ray.serving.bundle import check_certificate, load_bundle, open_artifact
+from lspm_ray.serving.bundle import check_certificate, load_bundle
 from tests.toys import toy_plan, write_plan
 
 
@@ -55,8 +55,8 @@ def test_relative_paths_and_missing_artifacts(
         ("validator", {"validator": "margin"}, "validator"),
         ("stages.0.model.digest", "0" * 64, "first.digest"),
         ("stages.0.model.name", "other", "first.name"),
-        ("stages.1.model.digest", "0" * 64, "full.digest"),
-        ("stages.1.model.name", "other", "full.name"),
+        ("stages.1.model.digest", "0" * 64, "last.digest"),
+        ("stages.1.model.name", "other", "last.name"),
     ],
 )
 def test_a_plan_that_differs_from_its_certificate_is_refused(

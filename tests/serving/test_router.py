@@ -27,6 +27,7 @@ CERTIFICATE = Certificate(
     delta=0.05,
     risk="regret",
     first=SMALL,
+    last=FULL,
     full=FULL,
     validator={"validator": "margin"},
     temperature=1.5,
