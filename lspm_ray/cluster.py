@@ -90,7 +90,7 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
         # Unix socket paths are limited to 107 bytes: a short directory of our own, removed again.
         _sweep()
         temporary = tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-")
-        _separate_haproxy(Path(temporary) / "haproxy")
+        _separate_haproxy(Path(temporary))
         options |= {
             "num_cpus": config.num_cpus or cpu_count(),
             "num_gpus": config.num_gpus,
@@ -112,7 +112,10 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
 
 
 def _separate_haproxy(directory: Path) -> None:
-    """Give Serve's HAProxy free ports and files of its own: Ray's fixed ones would meet those of a second cluster."""
+    """Give Serve's HAProxy free ports and files of its own: Ray's fixed ones would meet those of a second cluster.
+
+    Names are short: Ray puts a directory of 56 characters in between, and HAProxy takes at most 97 for a socket.
+    """
     with ExitStack() as sockets:
         ports = []
         for _ in range(3):
@@ -124,10 +127,10 @@ def _separate_haproxy(directory: Path) -> None:
         "RAY_SERVE_HAPROXY_METRICS_PORT": ports[1],
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports[2],
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": directory / "haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": directory / "admin.sock",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": directory / "a.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": directory,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": directory / "server-state",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": directory / "metrics.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": directory / "m.sock",
     }.items():
         os.environ[name] = str(value)
 

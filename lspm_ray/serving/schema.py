@@ -184,10 +184,11 @@ def check_texts(texts: Sequence[Any], limits: Limits, field: str | None = "texts
             field=field,
             hint="Send several requests, or use `lspm predict --offline` for whole data sets",
         )
-    for index, text in enumerate(texts):
-        where = "text" if field is None else f"{field}[{index}]"
+    places = ["text" if field is None else f"{field}[{index}]" for index in range(len(texts))]
+    for where, text in zip(places, texts, strict=True):
         if not isinstance(text, str):
             raise ApiError(422, "invalid_request", "must be a string", field=where)
+    for where, text in zip(places, texts, strict=True):
         if len(text) > limits.max_characters:
             raise ApiError(
                 413,

@@ -1,9 +1,12 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.profiling.baselines import linear, majority
-from lspm_ray.profiling.measure import Bench, peak_memory_mb, size_mb, summarize
+from lspm_ray.profiling.measure import Bench, size_mb, summarize
 from tests.toy_corpus import toy_corpus
 from tests.toys import toy_model_artifact, toy_model_dir
 
@@ -26,11 +29,19 @@ def test_every_example_is_used_in_turn(tmp_path):
 
 
 def test_peak_memory_never_falls():
-    before = peak_memory_mb()
-    block = np.ones(30_000_000)
-    during = peak_memory_mb()
-    del block
-    assert during >= before + 100 and peak_memory_mb() >= during
+    # In a process of its own: the peak of this one may long be higher than anything allocated here.
+    code = """
+import numpy as np
+from lspm_ray.profiling.measure import peak_memory_mb
+before = peak_memory_mb()
+block = np.ones(30_000_000)
+during = peak_memory_mb()
+del block
+print(before, during, peak_memory_mb())
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, during, after = map(float, output.split())
+    assert before + 200 <= during <= after + 5  # the kernel counts in batches, give or take a few MB
 
 
 def test_size_counts_what_the_runtime_needs(tmp_path):
