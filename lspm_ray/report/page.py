@@ -96,7 +96,8 @@ def _escalation_note(findings: Findings) -> str:
     if len(findings.plan.stages) == 1:
         return "one model answers all"
     on_test = findings.plan.expected.get("test_escalation_rate")
-    return "of requests go to full" + (f"; {words.percents(on_test)} on test" if on_test is not None else "")
+    last = findings.plan.stages[-1].model.name
+    return f"of requests go to {last}" + (f"; {words.percents(on_test)} on test" if on_test is not None else "")
 
 
 def _verdict(findings: Findings) -> Html:

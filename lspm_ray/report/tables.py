@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+from lspm_ray.compression.method import Method
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.profiling.table import Speed, VariantProfile
@@ -262,7 +264,7 @@ def _speed_cells(v: VariantProfile, sizes: Sequence[int]) -> list[Html]:
 def _making(v: VariantProfile) -> Child:
     if not v.servable:
         return None
-    steps = " → ".join(words.spec(step, "method") for step in v.recipe)
+    steps = " → ".join(words.spec(_asked(step), "method") for step in v.recipe)
     return f"{v.runtime}, {v.precision}" + (f"; {steps}" if steps else "")
 
 
@@ -367,3 +369,10 @@ def _table(anchor: str, caption: str, heads: Sequence[Html], bodies: Sequence[Ht
     return element(
         "div", table, class_="scroll tall" if tall else "scroll", role="region", tabindex="0", aria_label=caption[:80]
     )
+
+
+def _asked(step: dict[str, Any]) -> dict[str, Any]:
+    """A recipe step with only the settings that differ from the method's defaults."""
+    method = step["method"]
+    defaults = Method.make(method).spec() if method in Method.names() else {}
+    return {"method": method} | words.changed(step, {key: value for key, value in defaults.items() if key != "method"})

@@ -81,6 +81,19 @@ def spec(step: dict[str, Any], kind: str) -> str:
     return f"{label} ({rest})" if rest else label
 
 
+def changed(step: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults; sections keep only what differs inside them."""
+    kept: dict[str, Any] = {}
+    for key, value in step.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            value = changed(value, defaults[key])
+            if value:
+                kept[key] = value
+        elif key not in defaults or value != defaults[key]:
+            kept[key] = value
+    return kept
+
+
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}={_value(v)}" for k, v in value.items()) + "}"
@@ -141,7 +154,7 @@ def evidence(findings: Findings) -> str:
     were = "was" if c.losses == 1 else "were"
     return (
         f"Of {count(c.calibration_rows)} calibration rows, seen by no training and no choice, {count(c.losses)} {were} "
-        f"accepted and {loss_in_words(c.risk)}: {percents(c.losses / c.calibration_rows, 2)}, with an exact "
+        f"given an answer that is {loss_in_words(c.risk)}: {percents(c.losses / c.calibration_rows, 2)}, with an exact "
         f"upper bound of {percents(c.upper_bound, 2)} at {level(1 - c.delta)} confidence (p = {c.p_value:.2g})."
     )
 

@@ -69,3 +69,10 @@ def test_counted() -> None:
 
 def test_moment() -> None:
     assert words.moment("2026-01-31T09:30:12.000001+00:00") == "2026-01-31 09:30"
+
+
+def test_only_what_differs_from_the_defaults_is_shown() -> None:
+    defaults = {"layers": 2, "train": {"epochs": 3, "seed": 0}, "distill": {"weight": 0.7}}
+    step = {"layers": 1, "train": {"epochs": 5, "seed": 0}, "distill": {"weight": 0.7}, "new": True}
+    assert words.changed(step, defaults) == {"layers": 1, "train": {"epochs": 5}, "new": True}
+    assert words.changed(defaults, defaults) == {}
