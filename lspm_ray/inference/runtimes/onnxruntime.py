@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspm_ray.errors import ModelError
-from lspm_ray.inference.batching import MAX_BATCH_TOKENS
+from lspm_ray.inference.batching import CPU_BATCH_TOKENS
 from lspm_ray.inference.predictor import Predictor, Runtime, pad_id_of
 from lspm_ray.models.directory import read_labels
 
@@ -40,7 +40,7 @@ class OnnxRuntime(Runtime):
 class OnnxPredictor(Predictor):
     """An ONNX Runtime session with inputs `input_ids`, `attention_mask` and output `logits`."""
 
-    def __init__(self, session: Any, labels: list[str], pad_id: int, max_batch_tokens: int = MAX_BATCH_TOKENS) -> None:
+    def __init__(self, session: Any, labels: list[str], pad_id: int, max_batch_tokens: int = CPU_BATCH_TOKENS) -> None:
         super().__init__(labels, pad_id, max_batch_tokens)
         self.session = session
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lspm_ray.inference.batching import MAX_BATCH_TOKENS
+from lspm_ray.inference.batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
 from lspm_ray.inference.predictor import Predictor, Runtime, pad_id_of
 from lspm_ray.models.directory import load_model, read_labels
 
@@ -27,13 +27,15 @@ class TorchRuntime(Runtime):
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cpu":
             torch.set_num_threads(threads)
-        return TorchPredictor(load_model(directory).eval().to(device), read_labels(directory), pad_id_of(directory))
+        tokens = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
+        model = load_model(directory).eval().to(device)
+        return TorchPredictor(model, read_labels(directory), pad_id_of(directory), tokens)
 
 
 class TorchPredictor(Predictor):
     """A transformers model in evaluation mode."""
 
-    def __init__(self, model: Any, labels: list[str], pad_id: int, max_batch_tokens: int = MAX_BATCH_TOKENS) -> None:
+    def __init__(self, model: Any, labels: list[str], pad_id: int, max_batch_tokens: int = CPU_BATCH_TOKENS) -> None:
         super().__init__(labels, pad_id, max_batch_tokens)
         self.model = model
 
