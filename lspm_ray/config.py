@@ -34,10 +34,6 @@ class Config(BaseModel):
         except ValidationError as error:
             raise ConfigError(describe(error, cls)) from None
 
-    def fingerprint(self) -> str:
-        """Hex sha256 of the canonical JSON of this section."""
-        return digest_of(self.model_dump(mode="json"))
-
 
 def digest_of(value: Any) -> str:
     """Hex sha256 of `value` as canonical JSON (sorted keys, no spaces)."""

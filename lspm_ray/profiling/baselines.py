@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +52,3 @@ def linear(data_uri: str, splits: list[str]) -> tuple[dict[str, NDArray[np.float
         full[:, classes] = np.maximum(probabilities, _FLOOR)
         logits[split] = np.log(full).astype(np.float32)
     return logits, seconds / max(1, rows)
-
-
-def names() -> Mapping[str, str]:
-    """Baseline name -> what it is."""
-    return {
-        MAJORITY: "answers the most frequent class",
-        LINEAR: "scikit-learn: 1-2-grams, C = 10",
-    }
