@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lspm_ray.artifact import ArtifactStore, hardware
+from lspm_ray.artifact import Artifact, ArtifactStore, hardware, open_artifact, open_beside
 from lspm_ray.corpus.clean import normalize
 from lspm_ray.serving.bundle import load_bundle
 from lspm_ray.serving.files import read_items, source_config
@@ -35,6 +35,7 @@ CONTENDERS = {
     "cascade": "the plan, as `lspm serve` deploys it",
     "full_plain": "the full model on Ray Serve as in a tutorial: FastAPI, @serve.batch, one replica, Ray's defaults",
     "full_tuned": "the same app with HAProxy, throughput settings and one replica per CPU",
+    "last_tuned": "the same app with the plan's last model, which may be cheaper than full, in place of the full one",
     "full_loop": "the full model in one process, batches of 64, no server, all CPUs",
 }
 PLAIN_BATCH = 32
@@ -174,7 +175,8 @@ def memory_mb(root: int) -> float:
 
 def child(name: str, plan: str, port: int, threads: int) -> None:
     """Run one contender until stdin closes; a line on stdout says that it is up."""
-    with {"cascade": cascade, "full_plain": full_plain, "full_tuned": full_tuned}[name](plan, port, threads):
+    contenders = {"cascade": cascade, "full_plain": full_plain, "full_tuned": full_tuned, "last_tuned": last_tuned}
+    with contenders[name](plan, port, threads):
         print("READY", flush=True)
         sys.stdin.read()
 
@@ -200,32 +202,49 @@ def full_plain(plan: str, port: int, threads: int) -> Iterator[None]:
 
     ray.init(include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(plain_app(plan, replicas=1, cpus=1.0), route_prefix="/")
+    serve.run(plain_app(full_model(plan), plan, replicas=1, cpus=1.0), route_prefix="/")
     yield
     serve.shutdown()
     ray.shutdown()
 
 
+def full_tuned(plan: str, port: int, threads: int) -> AbstractContextManager[None]:
+    return tuned(full_model(plan), plan, port, threads)
+
+
+def last_tuned(plan: str, port: int, threads: int) -> AbstractContextManager[None]:
+    return tuned(load_bundle(plan).models[-1], plan, port, threads)
+
+
 @contextmanager
-def full_tuned(plan: str, port: int, threads: int) -> Iterator[None]:
+def tuned(model: Artifact, plan: str, port: int, threads: int) -> Iterator[None]:
     from ray import serve
 
     from lspm_ray.cluster import ClusterConfig, connect
 
     with connect(ClusterConfig()):
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
-        serve.run(plain_app(plan, replicas=threads, cpus=0.5), route_prefix="/")
+        serve.run(plain_app(model, plan, replicas=threads, cpus=0.5), route_prefix="/")
         yield
         serve.shutdown()
 
 
-def plain_app(plan: str, replicas: int, cpus: float) -> Any:
-    """The full model behind FastAPI and @serve.batch, as the Ray Serve documentation shows it."""
+def full_model(plan: str) -> Artifact:
+    """What the certificate compares with; without a certificate the plan serves it alone."""
+    bundle = load_bundle(plan)
+    if bundle.certificate is None:
+        return bundle.models[-1]
+    return open_beside(bundle.certificate.full.uri, open_artifact(plan))
+
+
+def plain_app(model: Artifact, plan: str, replicas: int, cpus: float) -> Any:
+    """One model behind FastAPI and @serve.batch, as the Ray Serve documentation shows it."""
     from fastapi import FastAPI
     from pydantic import BaseModel
     from ray import serve
 
     from lspm_ray.evaluation.calibration import softmax
+    from lspm_ray.inference.predictor import load_predictor
     from lspm_ray.tasks import Task
 
     api = FastAPI()
@@ -238,16 +257,15 @@ def plain_app(plan: str, replicas: int, cpus: float) -> Any:
     class Plain:
         def __init__(self) -> None:
             bundle = load_bundle(plan)
-            self.stage = bundle.plan.stages[-1]
             self.labels = bundle.plan.labels
             self.task = Task.make(bundle.plan.task)
             self.tokenizer = bundle.tokenizer()
-            self.predictor = bundle.predictor(-1, 1)
+            self.predictor = load_predictor(model.local(), 1)
 
         @serve.batch(max_batch_size=PLAIN_BATCH, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
         async def infer(self, texts: list[str]) -> list[dict[str, Any]]:
             logits = self.predictor.predict(self.task.encode(texts, self.tokenizer))
-            answers = self.task.decode(softmax(logits, self.stage.temperature), self.labels)
+            answers = self.task.decode(softmax(logits, 1.0), self.labels)
             return [answer.model_dump() for answer in answers]
 
         @api.post("/v1/predict")
@@ -261,10 +279,12 @@ def plain_app(plan: str, replicas: int, cpus: float) -> Any:
 
 def full_loop(plan: str, texts: Sequence[str], threads: int, seconds: float) -> dict[str, Any]:
     """The bare loop: no server, no cluster."""
+    from lspm_ray.inference.predictor import load_predictor
     from lspm_ray.tasks import Task
 
     bundle = load_bundle(plan)
-    task, tokenizer, predictor = Task.make(bundle.plan.task), bundle.tokenizer(), bundle.predictor(-1, threads)
+    task, tokenizer = Task.make(bundle.plan.task), bundle.tokenizer()
+    predictor = load_predictor(full_model(plan).local(), threads)
 
     def batch(start: int) -> list[str]:
         part = [texts[(start + offset) % len(texts)] for offset in range(LOOP_BATCH)]

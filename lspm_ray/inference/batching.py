@@ -11,17 +11,29 @@ CPU_BATCH_TOKENS = 1024
 GPU_BATCH_TOKENS = 65_536
 """The same on a GPU, which needs much work at once."""
 
+CPU_CALL_TOKENS = 32
+"""Padding that costs a small transformer on a CPU about as much as starting another forward pass."""
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[NDArray[np.int64]]:
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, call_tokens: int) -> Iterator[NDArray[np.int64]]:
     """Row numbers of each forward pass, shortest examples first; every row exactly once.
 
-    A batch holds as many rows as fit `max_tokens` when all are padded to its longest one, and at least one.
+    A batch grows by the next longer row as long as it fits, and padding the rows it holds to the new length costs no
+    more than a forward pass of its own would.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: of a batch, padding included; a batch of one row may have more.
+        call_tokens: what starting a forward pass costs, in tokens.
     """
     order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
     start = 0
     while start < len(order):
         end = start + 1
-        while end < len(order) and (end + 1 - start) * lengths[order[end]] <= max_tokens:
+        while end < len(order):
+            rows, longest, longer = end - start, lengths[order[end - 1]], lengths[order[end]]
+            if (rows + 1) * longer > max_tokens or rows * (longer - longest) > call_tokens:
+                break
             end += 1
         yield order[start:end]
         start = end

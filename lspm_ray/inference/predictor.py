@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lspm_ray.inference.batching import micro_batches, pad
 from lspm_ray.models.directory import read_variant
 from lspm_ray.models.source import read_config
 from lspm_ray.plugin import Plugin
@@ -22,29 +21,18 @@ class Predictor(ABC):
 
     Args:
         labels: label names in the order of the logits.
-        pad_id: token id used for padding.
-        max_batch_tokens: padded tokens that one forward pass may hold.
     """
 
-    def __init__(self, labels: list[str], pad_id: int, max_batch_tokens: int) -> None:
+    def __init__(self, labels: list[str]) -> None:
         self.labels = labels
-        self.pad_id = pad_id
-        self.max_batch_tokens = max_batch_tokens
 
+    @abstractmethod
     def predict(self, batch: Sequence[Encoded]) -> NDArray[np.float32]:
         """Logits [len(batch), labels], in the order of `batch`.
 
-        Examples of similar length share a forward pass, so little is spent on padding.
+        A row's logits may not depend on the other rows by more than rounding: what was certified on held-out rows
+        would not hold for the same row in other company.
         """
-        logits = np.empty((len(batch), len(self.labels)), dtype=np.float32)
-        for rows in micro_batches([len(example) for example in batch], self.max_batch_tokens):
-            ids, mask = pad([batch[row] for row in rows], self.pad_id)
-            logits[rows] = self.forward(ids, mask)
-        return logits
-
-    @abstractmethod
-    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits [batch, labels] for padded token ids and their mask, both [batch, tokens]."""
 
 
 class Runtime(Plugin):

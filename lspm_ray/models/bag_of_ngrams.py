@@ -55,6 +55,8 @@ class BagOfNgramsForSequenceClassification(PreTrainedModel):
 
     config_class = BagOfNgramsConfig
     base_model_prefix = "bag"
+    call_tokens = 256
+    """Padding tokens that cost as much as another forward pass; see `TorchPredictor`."""
 
     def __init__(self, config: BagOfNgramsConfig) -> None:
         super().__init__(config)

@@ -1,5 +1,7 @@
 """Run a model's `model.onnx` with ONNX Runtime on the CPU."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspm_ray.errors import ModelError
-from lspm_ray.inference.batching import CPU_BATCH_TOKENS
-from lspm_ray.inference.predictor import Predictor, Runtime, pad_id_of
+from lspm_ray.inference.predictor import Predictor, Runtime
 from lspm_ray.models.directory import read_labels
+from lspm_ray.tasks import Encoded
 
 ONNX_FILE = "model.onnx"
 
@@ -29,22 +31,37 @@ class OnnxRuntime(Runtime):
         if not file.is_file():
             raise ModelError(f"no {ONNX_FILE}: this variant was not exported", field="runtime", value=str(directory))
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1  # the threads work on different rows
         options.inter_op_num_threads = 1
-        # Spinning threads would take the core away from the other replicas of the node.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        return OnnxPredictor(session, read_labels(directory), pad_id_of(directory))
+        return OnnxPredictor(session, read_labels(directory), threads)
 
 
 class OnnxPredictor(Predictor):
-    """An ONNX Runtime session with inputs `input_ids`, `attention_mask` and output `logits`."""
+    """An ONNX Runtime session with inputs `input_ids`, `attention_mask` and output `logits`; one row per run.
 
-    def __init__(self, session: Any, labels: list[str], pad_id: int, max_batch_tokens: int = CPU_BATCH_TOKENS) -> None:
-        super().__init__(labels, pad_id, max_batch_tokens)
+    Dynamic quantisation takes its scale from everything in a run. Alone, a row is quantised the same way in any
+    company, and no padding is computed: see docs/decisions/one-row-per-run.md.
+
+    Args:
+        session: to run; may be used by several threads.
+        labels: label names in the order of the logits.
+        threads: rows computed at the same time.
+    """
+
+    def __init__(self, session: Any, labels: list[str], threads: int = 1) -> None:
+        super().__init__(labels)
         self.session = session
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx") if threads > 1 else None
 
-    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One run of the session."""
-        logits: NDArray[np.float32] = self.session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+    def predict(self, batch: Sequence[Encoded]) -> NDArray[np.float32]:
+        """See `Predictor.predict`."""
+        run = map if self._pool is None or len(batch) < 2 else self._pool.map
+        rows = list(run(self._row, batch))
+        return np.stack(rows) if rows else np.empty((0, len(self.labels)), dtype=np.float32)
+
+    def _row(self, example: Encoded) -> NDArray[np.float32]:
+        ids = np.asarray(example, dtype=np.int64)[None]
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        logits: NDArray[np.float32] = self.session.run(["logits"], inputs)[0][0]
         return logits

@@ -1,14 +1,16 @@
 """Run a model with PyTorch, on the GPU where there is one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lspm_ray.inference.batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
+from lspm_ray.inference.batching import CPU_BATCH_TOKENS, CPU_CALL_TOKENS, GPU_BATCH_TOKENS, micro_batches, pad
 from lspm_ray.inference.predictor import Predictor, Runtime, pad_id_of
 from lspm_ray.models.directory import load_model, read_labels
+from lspm_ray.tasks import Encoded
 
 
 class TorchRuntime(Runtime):
@@ -27,20 +29,37 @@ class TorchRuntime(Runtime):
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cpu":
             torch.set_num_threads(threads)
-        tokens = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
         model = load_model(directory).eval().to(device)
-        return TorchPredictor(model, read_labels(directory), pad_id_of(directory), tokens)
+        return TorchPredictor(model, read_labels(directory), pad_id_of(directory))
 
 
 class TorchPredictor(Predictor):
-    """A transformers model in evaluation mode."""
+    """A transformers model in evaluation mode. Rows of similar length share a forward pass.
 
-    def __init__(self, model: Any, labels: list[str], pad_id: int, max_batch_tokens: int = CPU_BATCH_TOKENS) -> None:
-        super().__init__(labels, pad_id, max_batch_tokens)
+    Args:
+        model: may say in `call_tokens` how many tokens of padding are as dear as another forward pass.
+        labels: label names in the order of the logits.
+        pad_id: token id used for padding.
+    """
+
+    def __init__(self, model: Any, labels: list[str], pad_id: int) -> None:
+        super().__init__(labels)
         self.model = model
+        self.pad_id = pad_id
+        on_cpu = model.device.type == "cpu"
+        self._max_tokens = CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS
+        self._call_tokens = getattr(model, "call_tokens", CPU_CALL_TOKENS) if on_cpu else GPU_BATCH_TOKENS
+
+    def predict(self, batch: Sequence[Encoded]) -> NDArray[np.float32]:
+        """See `Predictor.predict`."""
+        logits = np.empty((len(batch), len(self.labels)), dtype=np.float32)
+        for rows in micro_batches([len(example) for example in batch], self._max_tokens, self._call_tokens):
+            ids, mask = pad([batch[row] for row in rows], self.pad_id)
+            logits[rows] = self.forward(ids, mask)
+        return logits
 
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One forward pass."""
+        """One forward pass: logits [rows, labels] for padded token ids and their mask, both [rows, tokens]."""
         import torch
 
         device = self.model.device
