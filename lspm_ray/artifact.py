@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.fs as pafs
 
@@ -229,9 +230,16 @@ class ArtifactStore:
         return join(self.root, f".work/{_checked(stage)}-{key}")
 
     def has_work(self, stage: str) -> bool:
-        """Whether a run of the stage was interrupted and left something to go on from."""
+        """Whether a run of the stage left something to go on from."""
         infos = self._fs.get_file_info(pafs.FileSelector(f"{self._base}/.work", allow_not_found=True))
         return any(info.base_name.startswith(f"{_checked(stage)}-") for info in infos)
+
+    def busy(self) -> bool:
+        """Whether a process of this machine is writing here, see `exclusive`. False for remote stores: nobody knows."""
+        if not self._local or not (lock := Path(self._base) / ".lock").exists():
+            return False
+        with lock.open("a") as handle:
+            return not _lock(handle, fcntl.LOCK_SH)
 
     def clear_work(self, stage: str, key: str) -> None:
         """Drop the unfinished stage's directory."""
@@ -286,13 +294,13 @@ class ArtifactStore:
         root = Path(self._base)
         root.mkdir(parents=True, exist_ok=True)
         with (root / ".lock").open("a") as lock:
-            try:
-                # The kernel drops the lock with the process, however that ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ArtifactError(
-                    "another run is at work here", field="output", value=self.root, hint="Wait for it, or stop it"
-                ) from None
+            # The kernel drops the lock with the process, however that ends. Tried twice: `busy` holds it for a moment.
+            if not _lock(lock, fcntl.LOCK_EX):
+                time.sleep(0.2)
+                if not _lock(lock, fcntl.LOCK_EX):
+                    raise ArtifactError(
+                        "another run is at work here", field="output", value=self.root, hint="Wait for it, or stop it"
+                    )
             yield
 
     def make(
@@ -350,6 +358,14 @@ def open_artifact(uri: str) -> Artifact:
     """
     parent, _, name = uri.rstrip("/").rpartition("/")
     return ArtifactStore(parent or ".").get(name)
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def open_beside(uri: str, neighbour: Artifact) -> Artifact:

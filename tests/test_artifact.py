@@ -195,7 +195,9 @@ ArtifactStore({str(tmp_path)!r}).make("stage", {{}}, {{}}, build)
 
 
 def test_only_one_process_works_on_a_store(store):
+    assert not store.busy()
     with store.exclusive():
+        assert store.busy()
         code = f"""
 from lspm_ray.artifact import ArtifactStore
 with ArtifactStore({store.root!r}).exclusive():
@@ -203,5 +205,6 @@ with ArtifactStore({store.root!r}).exclusive():
 """
         other = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
         assert "another run is at work here" in other.stderr
+    assert not store.busy()
     with store.exclusive():
         pass

@@ -71,11 +71,11 @@ def _terminal() -> Console:
     return Console(file=os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace"), highlight=False)
 
 
-def table(title: str, columns: list[str], rows: list[list[Any]], console: Console | None = None) -> None:
+def table(columns: list[str], rows: list[list[Any]], console: Console | None = None) -> None:
     """Print a table of results to stdout."""
     from rich.table import Table
 
-    view = Table(title=title, title_justify="left")
+    view = Table()
     for column in columns:
         view.add_column(column, overflow="fold")
     for row in rows:

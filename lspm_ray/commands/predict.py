@@ -110,7 +110,8 @@ def _print(texts: list[str], truth: list[str] | None, answers: list[tuple[Served
             ]
         )
     certificate = answers[0][0].certificate_id
-    table(f"answers under certificate {certificate}" if certificate else "answers of the full model", columns, rows)
+    print(f"answers under certificate {certificate}" if certificate else "answers of the full model")
+    table(columns, rows)
 
 
 def _short(text: str) -> str:

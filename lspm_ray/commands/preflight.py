@@ -5,36 +5,74 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lspm_ray.artifact import cpu_count, filesystem
+from lspm_ray.cluster import ClusterConfig
 from lspm_ray.corpus.check import check_columns
+from lspm_ray.corpus.config import DataConfig
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.directory import load_tokenizer
-from lspm_ray.models.source import locate
+from lspm_ray.models.source import ModelConfig, locate, read_config
 from lspm_ray.settings import Settings
-from lspm_ray.training.trainer import resolve
+from lspm_ray.training.trainer import Scaling, resolve
+
+_LABELS_SHOWN = 10
 
 
-def check(settings: Settings, missing: Sequence[str]) -> None:
+def check(settings: Settings, missing: Sequence[str]) -> list[str]:
     """Check the inputs of the stages that are still to do, without a cluster.
+
+    Returns:
+        What was found, a line per check.
 
     Raises:
         UserError: the output cannot be written, a column is missing, the model cannot be used, or a cluster that
             would be started here is too small for the training workers.
     """
     _writable(settings.output)
+    found = [f"output: {settings.output} can be written"]
     if "base" in missing:
-        load_tokenizer(locate(settings.model))
+        found.append(_model(settings.model))
     if "prepare" in missing:
-        check_columns(settings.data)
-    if settings.cluster.address is None:
-        have = {"CPU": float(settings.cluster.num_cpus or cpu_count()), "GPU": float(settings.cluster.num_gpus or 0)}
-        if settings.cluster.num_gpus is None:
-            import torch
+        found.append(_data(settings.data))
+    if settings.cluster.address is not None:
+        return [*found, f"resources: known once connected to {settings.cluster.address}"]
+    have = _resources(settings.cluster)
+    if "finetune" in missing:
+        found.append(_workers("finetune", resolve(settings.finetune.workers, have)))
+    if "compress" in missing and settings.compress.workers is not None:
+        found.append(_workers("compress", resolve(settings.compress.workers, have, "compress.workers")))
+    return found
 
-            have["GPU"] = float(torch.cuda.device_count())
-        if "finetune" in missing:
-            resolve(settings.finetune.workers, have)
-        if "compress" in missing and settings.compress.workers is not None:
-            resolve(settings.compress.workers, have, "compress.workers")
+
+def _model(config: ModelConfig) -> str:
+    directory = locate(config)
+    load_tokenizer(directory)
+    kind = read_config(directory).get("model_type", "unknown type")
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
+    return f"model: {config.name}: {kind}, {size:.0f} MB of weights, tokenizer loads"
+
+
+def _data(config: DataConfig) -> str:
+    seen = check_columns(config)
+    labels = ", ".join(f"{name} ({count})" for name, count in list(seen.labels.items())[:_LABELS_SHOWN])
+    more = ", ..." if len(seen.labels) > _LABELS_SHOWN else ""
+    return (
+        f"data: {seen.files} file(s), {seen.bytes / 1e6:.1f} MB; columns {', '.join(seen.columns)}; "
+        f"labels of the first {seen.rows} rows: {labels}{more}"
+    )
+
+
+def _resources(cluster: ClusterConfig) -> dict[str, float]:
+    have = {"CPU": float(cluster.num_cpus or cpu_count()), "GPU": float(cluster.num_gpus or 0)}
+    if cluster.num_gpus is None:
+        import torch
+
+        have["GPU"] = float(torch.cuda.device_count())
+    return have
+
+
+def _workers(stage: str, scaling: Scaling) -> str:
+    where = "one GPU each" if scaling.use_gpu else f"{scaling.threads} threads each, no GPU"
+    return f"{stage}: {scaling.num_workers} training worker(s) of {scaling.cpus_per_worker:g} CPU, {where}"
 
 
 def _writable(output: str) -> None:

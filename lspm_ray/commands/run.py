@@ -15,6 +15,8 @@ from lspm_ray.config import load
 from lspm_ray.pipeline import STAGES, NotMadeError, Pipeline, ReadOnlyStore
 from lspm_ray.settings import Settings
 
+_WORK = {"compress": ["variant", "teach"]}
+"""Stages whose unfinished work is kept under other names."""
 _NEXT = {"run": "serve", "prepare": "finetune", "finetune": "compress", "compress": "profile", "profile": "select"}
 
 
@@ -42,8 +44,10 @@ def run(config: Path, overrides: Sequence[str], stage: str, *, dry_run: bool = F
     missing = [name for name in wanted if name not in done]
     view = StageView(quiet=quiet)
     if dry_run:
+        for line in check(settings, missing):
+            print(f"checked {line}")
         _print_plan(settings, wanted, done)
-        check(settings, missing)
+        print(f"nothing was started; next: {_command(stage, config, overrides)}")
         return Pipeline(settings, ReadOnlyStore(settings.output), view)
     if missing:
         check(settings, missing)
@@ -75,18 +79,26 @@ def status(config: Path, overrides: Sequence[str]) -> None:
     """Print the state of every stage and the next command."""
     settings = settings_from(config, overrides)
     done = finished(settings)
+    store = ArtifactStore(settings.output)
+    busy = store.busy()
+    state = "running" if busy else ""
     rows = []
     for name in STAGES:
         if name not in done:
-            work = ArtifactStore(settings.output).has_work(name)
-            rows.append([name, "interrupted, will resume" if work else "to do", "", "", ""])
+            work = any(store.has_work(kind) for kind in _WORK.get(name, [name]))
+            rows.append([name, state or ("interrupted, will resume" if work else "to do"), "", "", ""])
+            state = ""
             continue
         for label, artifact in _artifacts(name, done[name]):
             manifest = artifact.manifest
             rows.append([label, "done", Path(artifact.uri).name, manifest.digest[:12], manifest.created_utc[:19]])
-    table(f"{settings.output}", ["stage", "state", "artifact", "digest", "made (UTC)"], rows)
+    print(settings.output)
+    table(["stage", "state", "artifact", "digest", "made (UTC)"], rows)
     missing = [name for name in STAGES if name not in done]
-    print(f"next: {_command('run' if missing else 'serve', config, overrides)}")
+    if busy:
+        print("a run is at work here")
+    else:
+        print(f"next: {_command('run' if missing else 'serve', config, overrides)}")
 
 
 def _run(settings: Settings, wanted: Sequence[str], done: dict[str, Any], view: StageView) -> Pipeline:
@@ -107,7 +119,8 @@ def _artifacts(stage: str, result: Any) -> list[tuple[str, Artifact]]:
 
 def _print_plan(settings: Settings, wanted: Sequence[str], done: dict[str, Any]) -> None:
     rows = [[name, "unchanged" if name in done else "to do"] for name in wanted]
-    table(f"plan of work for {settings.output}", ["stage", "state"], rows)
+    print(f"plan of work for {settings.output}")
+    table(["stage", "state"], rows)
 
 
 def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipeline, view: StageView) -> None:

@@ -15,7 +15,8 @@ def print_decision(pipeline: Pipeline) -> None:
     """Print what was measured and decided."""
     profile = read_profile(pipeline.profile)
     columns = ["variant", "accuracy % (95 %)", "balanced %", "p50 ms", "rows/s", "cost", "MB", "note"]
-    table("variants, quality on test", columns, [_row(v) for v in profile.variants])
+    print("variants, quality on test")
+    table(columns, [_row(v) for v in profile.variants])
     print(f"{profile.baseline_verdict}.")
     plan, certificate = read_plan(pipeline.select)
     print(describe(plan, certificate))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -63,6 +64,14 @@ def test_dry_run_checks_and_makes_nothing(finished_run, lspm, tmp_path):
     result = lspm("run", finished_run, f"output={tmp_path}/new", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("to do") == 7
+    for found in (
+        "checked output:",
+        "checked model:",
+        "checked data:",
+        "checked finetune: 1 training worker(s)",
+        "next: ",
+    ):
+        assert found in result.stdout
     assert ArtifactStore(f"{tmp_path}/new").artifacts() == []
 
 
@@ -76,7 +85,7 @@ KILLS = {
 
 
 @pytest.mark.timeout(900)
-def test_killed_in_every_stage_it_resumes_to_the_same_digests(finished_run, tmp_path):
+def test_killed_in_every_stage_it_resumes_to_the_same_digests(finished_run, lspm, tmp_path):
     output = tmp_path / "run"
     for stage, pattern in KILLS.items():
         process = subprocess.Popen(
@@ -93,6 +102,9 @@ def test_killed_in_every_stage_it_resumes_to_the_same_digests(finished_run, tmp_
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+        if stage in ("finetune", "compress"):
+            found = lspm("status", finished_run, f"output={output}").stdout
+            assert re.search(rf"{stage} +│ interrupted, will resume", found), found
     last = subprocess.run(
         command("run", str(finished_run), f"output={output}"),
         env=environment(),
