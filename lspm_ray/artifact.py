@@ -9,6 +9,7 @@ The root is a local path or any URI that `pyarrow.fs` understands (s3://, gs://,
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from typing import IO, Any
 import pyarrow.fs as pafs
 
 from lspm_ray import __version__
+from lspm_ray.cgroup import cpu_quota
 from lspm_ray.config import Config, digest_of
 from lspm_ray.errors import ArtifactError, ConfigError
 
@@ -94,7 +96,19 @@ class Artifact:
             raise ArtifactError("file is not in the manifest: refused", field=self.path(extra))
         for missing in sorted(set(recorded) - found):
             raise ArtifactError("file is missing", field=self.path(missing), hint=_REMAKE)
-        for name, actual in _hash_files(fs, base, sorted(recorded)).items():
+        self.verify_files(sorted(recorded))
+        if _content_digest(recorded) != self.manifest.digest:
+            raise ArtifactError("the manifest's own digest does not match its files", field=self.path(MANIFEST))
+
+    def verify_files(self, names: Sequence[str]) -> None:
+        """Hash some files of the manifest and compare.
+
+        Raises:
+            ArtifactError: a file is missing or has other content; names it and both digests.
+        """
+        fs, base = self._location
+        recorded = self.manifest.files
+        for name, actual in _hash_files(fs, base, list(names)).items():
             if actual != recorded[name]:
                 raise ArtifactError(
                     f"content does not match the manifest: expected sha256 {recorded[name].sha256}, "
@@ -102,8 +116,6 @@ class Artifact:
                     field=self.path(name),
                     hint=_REMAKE,
                 )
-        if _content_digest(recorded) != self.manifest.digest:
-            raise ArtifactError("the manifest's own digest does not match its files", field=self.path(MANIFEST))
 
     def read_bytes(self, relative: str) -> bytes:
         """Content of one file, checked against its digest.
@@ -428,8 +440,10 @@ def hardware() -> dict[str, Any]:
 
 
 def cpu_count() -> int:
-    """CPUs this process may use (affinity counts, not only what the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs this process may use: what its affinity and its container's quota leave of the machine, rounded up."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
 
 
 def _cpu_name() -> str:

@@ -24,10 +24,13 @@ DATA_TASK_CPUS = 0.25
 """CPUs that one Ray Data task or inference actor reserves. Below one, so that reading, inference and a training
 worker fit beside each other even on a single core; Ray would otherwise wait for a free CPU for ever."""
 
+TRAIN_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Environment variable: seconds until training workers must have started."""
+
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Without these two a resource request that nothing can meet waits for ever (Ray 2.60 defaults).
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    TRAIN_START_TIMEOUT: "120",
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -55,12 +58,28 @@ class ClusterConfig(Config):
         num_cpus: CPUs of a cluster started here; None for all that this process may use.
         num_gpus: GPUs of a cluster started here; None for all.
         object_store_mb: memory of a cluster started here for data in flight.
+        autoscales: the running cluster adds nodes when work asks for them (`ray up`, KubeRay). Training that says what
+            it wants (`use_gpu: true` or `num_workers`) then waits for nodes; else it is refused if those that are there
+            cannot hold it. Ray does not tell whether a cluster does, so it has to be said.
+        nodes_within_s: how long it waits: for machines to start and install themselves.
     """
 
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)
     num_gpus: int | None = Field(None, ge=0)
     object_store_mb: int = Field(512, ge=100)
+    autoscales: bool = False
+    nodes_within_s: float = Field(1200.0, gt=0)
+
+    @property
+    def wait_for_nodes_s(self) -> float | None:
+        """How long work may wait for nodes that are not there yet; None if none will come."""
+        return self.nodes_within_s if self.autoscales and running_cluster(self) else None
+
+
+def running_cluster(config: ClusterConfig) -> str | None:
+    """Address of the cluster to join; None if one is to be started here. `ray job submit` sets RAY_ADDRESS."""
+    return config.address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
@@ -81,7 +100,7 @@ def connect(config: ClusterConfig, log_file: Path | None = None) -> Iterator[Non
         configure_data()
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = running_cluster(config)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     temporary = None
     if address:
@@ -204,9 +223,10 @@ def prepare_environment(config: ClusterConfig) -> None:
 
     Call it before anything imports ray: Ray reads the authentication mode once, on import.
     """
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
+    if not running_cluster(config):
         _require_token()
-    for name, value in _ENVIRONMENT.items():
+    wait = {} if config.wait_for_nodes_s is None else {TRAIN_START_TIMEOUT: f"{config.wait_for_nodes_s:g}"}
+    for name, value in (_ENVIRONMENT | wait).items():
         os.environ.setdefault(name, value)
     wrapper = Path(__file__).parent / "serving" / "haproxy_loopback.sh"
     os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(wrapper))
@@ -251,7 +271,9 @@ def node_cpus() -> float:
     return min((c for c in cpus if c), default=1.0)
 
 
-def preflight(what: str, need: dict[str, float], have: dict[str, float], *, setting: str) -> None:
+def preflight(
+    what: str, need: dict[str, float], have: dict[str, float], *, setting: str, otherwise: str = "add nodes"
+) -> None:
     """Refuse work that the cluster can never run, instead of waiting for ever.
 
     Args:
@@ -259,6 +281,7 @@ def preflight(what: str, need: dict[str, float], have: dict[str, float], *, sett
         need: resources it holds at the same time.
         have: what the cluster has in total.
         setting: which setting to lower.
+        otherwise: what else would help.
 
     Raises:
         ResourceError: says what is asked, what is there and what to change.
@@ -268,5 +291,5 @@ def preflight(what: str, need: dict[str, float], have: dict[str, float], *, sett
             raise ResourceError(
                 f"{what} needs {amount:g} {resource} at once, the cluster has {have.get(resource, 0.0):g}",
                 field=setting,
-                hint=f"Lower {setting}, or add nodes",
+                hint=f"Lower {setting}, or {otherwise}",
             )

@@ -69,25 +69,32 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError("the value is not valid YAML", field=path, value=text) from None
-    *parents, last = path.split(".")
+    keys = path.split(".")
     node: Any = raw
-    for key in parents:
-        node = _child(node, key, path)
-    if isinstance(node, list):
-        node[_index(node, last, path)] = value
-    else:
-        node[last] = value
+    for depth, key in enumerate(keys[:-1]):
+        place = _place(node, key, path)
+        child = node[place] if isinstance(node, list) else node.get(place)
+        if child is None:
+            child = node[place] = {}
+        if not isinstance(child, dict | list):
+            raise _no_section(child, keys, depth, text)
+        node = child
+    node[_place(node, keys[-1], path)] = value
 
 
-def _child(node: Any, key: str, path: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, key, path)]
-    child = node.setdefault(key, {})
-    if child is None:
-        child = node[key] = {}
-    if not isinstance(child, dict | list):
-        raise ConfigError(f"`{key}` is a value, not a section", field=path, value=child)
-    return child
+def _no_section(found: object, keys: list[str], depth: int, text: str) -> ConfigError:
+    path, head, rest = ".".join(keys), ".".join(keys[: depth + 1]), keys[depth + 1 :]
+    # A plugin may be given by its bare name: in a list that of a method, elsewhere under the key of its kind.
+    kind = "method" if keys[depth].isdigit() else keys[depth]
+    inner = "".join(f"{key}: {{" for key in rest[:-1]) + f"{rest[-1]}: {text}" + "}" * len(rest[:-1])
+    hint = f"If that names a plugin, write it out: {head}='{{{kind}: {found}, {inner}}}'"
+    return ConfigError(
+        f"`{head}` is a value, not a section", field=path, value=found, hint=hint if isinstance(found, str) else None
+    )
+
+
+def _place(node: Any, key: str, path: str) -> Any:
+    return _index(node, key, path) if isinstance(node, list) else key
 
 
 def _index(node: list[Any], key: str, path: str) -> int:

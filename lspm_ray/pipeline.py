@@ -85,12 +85,14 @@ class Pipeline:
     @cached_property
     def finetune(self) -> Artifact:
         """The full model."""
-        return finetune(self.settings.finetune, self.task, self.base, self.prepare, self.store, self.report)
+        config, wait = self.settings.finetune, self.settings.cluster.wait_for_nodes_s
+        return finetune(config, self.task, self.base, self.prepare, self.store, self.report, wait)
 
     @cached_property
     def compress(self) -> dict[str, Artifact]:
         """Every variant by name, without the full model."""
-        return compress(self.settings.compress, self.task, self.finetune, self.prepare, self.store, self.report)
+        config, wait = self.settings.compress, self.settings.cluster.wait_for_nodes_s
+        return compress(config, self.task, self.finetune, self.prepare, self.store, self.report, wait)
 
     @property
     def models(self) -> Mapping[str, Artifact]:
@@ -99,7 +101,8 @@ class Pipeline:
 
     @cached_property
     def _profiled(self) -> tuple[Artifact, dict[str, Artifact]]:
-        return profile(self.settings.profile, self.task, self.models, self.prepare, self.store, self.report)
+        config = self.settings.profile.as_served(self.settings.serve.variant.threads, self.settings.serve.variant.gpus)
+        return profile(config, self.task, self.models, self.prepare, self.store, self.report)
 
     @property
     def profile(self) -> Artifact:

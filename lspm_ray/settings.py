@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from lspm_ray.cluster import ClusterConfig
 from lspm_ray.compression.compress import CompressConfig
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.config import DataConfig
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.source import ModelConfig
 from lspm_ray.profiling.profile import ProfileConfig
 from lspm_ray.selection.select import SelectConfig
-from lspm_ray.serving.config import ServeConfig
+from lspm_ray.serving.config import OfflineConfig, ServeConfig
 from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import FinetuneConfig
 
@@ -34,6 +35,7 @@ class Settings(Config):
     profile: ProfileConfig = ProfileConfig()
     select: SelectConfig = SelectConfig()
     serve: ServeConfig = ServeConfig()
+    predict: OfflineConfig = OfflineConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("task", mode="before")
@@ -43,3 +45,14 @@ class Settings(Config):
             return Task.make(value).spec()
         except ConfigError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("select")
+    @classmethod
+    def _first_is_made(cls, select: SelectConfig, info: ValidationInfo) -> SelectConfig:
+        compress = info.data.get("compress")
+        if compress is None or select.first is None:  # what is not valid itself is absent
+            return select
+        valid = [FULL, *compress.variants]
+        if select.first not in valid:
+            raise ValueError(str(ConfigError("no such variant", field="first", value=select.first, valid=valid)))
+        return select

@@ -3,7 +3,14 @@ import os
 import pytest
 
 from lspm_ray import cluster
-from lspm_ray.cluster import ClusterConfig, _check_reachable, preflight, prepare_environment
+from lspm_ray.cluster import (
+    TRAIN_START_TIMEOUT,
+    ClusterConfig,
+    _check_reachable,
+    preflight,
+    prepare_environment,
+    running_cluster,
+)
 from lspm_ray.errors import ResourceError
 from lspm_ray.evaluation.outputs import placement
 
@@ -12,6 +19,7 @@ from lspm_ray.evaluation.outputs import placement
 def clean(monkeypatch, tmp_path):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(TRAIN_START_TIMEOUT, raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(cluster.Path, "home", lambda: tmp_path)
 
@@ -40,6 +48,30 @@ def test_what_the_user_set_wins(clean):
     os.environ["RAY_USAGE_STATS_ENABLED"] = "1"
     prepare_environment(ClusterConfig())
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_a_submitted_job_joins_its_cluster_unless_another_is_named(clean):
+    assert running_cluster(ClusterConfig()) is None
+    os.environ["RAY_ADDRESS"] = "10.0.0.1:6379"
+    assert running_cluster(ClusterConfig()) == "10.0.0.1:6379"
+    assert running_cluster(ClusterConfig(address="auto")) == "auto"
+
+
+@pytest.mark.parametrize(
+    ("config", "wait", "timeout"),
+    [
+        ({}, None, "120"),
+        ({"autoscales": True}, None, "120"),
+        ({"address": "auto"}, None, "120"),
+        ({"address": "auto", "autoscales": True}, 1200.0, "1200"),
+        ({"address": "auto", "autoscales": True, "nodes_within_s": 60}, 60.0, "60"),
+    ],
+)
+def test_only_a_running_cluster_that_autoscales_is_waited_for(clean, config, wait, timeout):
+    cluster = ClusterConfig.parse(config)
+    prepare_environment(cluster)
+    assert cluster.wait_for_nodes_s == wait
+    assert os.environ[TRAIN_START_TIMEOUT] == timeout
 
 
 def test_preflight_says_what_is_asked_what_is_there_and_what_to_change():

@@ -38,6 +38,24 @@ def test_list_elements_can_be_overridden(tmp_path):
         load(Outer, file, ["inner.names.2=c"])
 
 
+@pytest.mark.parametrize(
+    ("override", "place", "instead"),
+    [
+        ("steps.0.heads=0.5", "steps.0", "steps.0='{method: prune, heads: 0.5}'"),
+        ("steps.0.train.epochs=2", "steps.0", "steps.0='{method: prune, train: {epochs: 2}}'"),
+        ("task.max_length=64", "task", "task='{task: topic, max_length: 64}'"),
+        ("count.x.y=1", "count", None),
+    ],
+)
+def test_override_below_a_value_says_what_is_there_and_what_to_write(tmp_path, override, place, instead):
+    file = write(tmp_path, "count: 1\ntask: topic\nsteps: [prune]\n")
+    with pytest.raises(ConfigError) as caught:
+        load(Outer, file, [override])
+    assert f"`{place}` is a value, not a section (got " in str(caught.value)
+    assert caught.value.field == override.partition("=")[0]
+    assert caught.value.hint == (f"If that names a plugin, write it out: {instead}" if instead else None)
+
+
 def test_all_problems_are_listed_at_once(tmp_path):
     file = write(tmp_path, "count: many\ninner: {rat: 1}\nnonsense: 2\n")
     with pytest.raises(ConfigError) as caught:

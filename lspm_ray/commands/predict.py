@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 from lspm_ray.cluster import connect
 from lspm_ray.commands.console import StageView, table
 from lspm_ray.commands.run import settings_from
-from lspm_ray.commands.serve import selected
+from lspm_ray.commands.serve import made, selected
 from lspm_ray.corpus.shards import labels, read_split
 from lspm_ray.errors import ConfigError
-from lspm_ray.pipeline import Pipeline, ReadOnlyStore
 from lspm_ray.serving.client import Client
 from lspm_ray.serving.deploy import url
 from lspm_ray.settings import Settings
@@ -69,7 +68,7 @@ def predict(config: Path, overrides: Sequence[str], request: Request) -> None:
     truth: list[str] | None = None
     texts = request.texts
     if request.sample:
-        texts, truth = _sample(settings, request.sample)
+        texts, truth = _sample(settings, config, overrides, request.sample)
     with Client(request.url or url(settings.serve)) as client:
         answers = [_timed(client, text) for text in texts]
     _print(texts, truth, answers)
@@ -81,8 +80,8 @@ def _timed(client: Client, text: str) -> tuple[ServedAnswer, float]:
     return answer, 1e3 * (time.perf_counter() - started)
 
 
-def _sample(settings: Settings, count: int) -> tuple[list[str], list[str]]:
-    data = Pipeline(settings, ReadOnlyStore(settings.output), lambda _: None).prepare
+def _sample(settings: Settings, config: Path, overrides: Sequence[str], count: int) -> tuple[list[str], list[str]]:
+    data = made("prepare", settings, config, overrides)
     rows = read_split(data, "test", ["text", "label"]).slice(0, count)
     names = labels(data)
     return rows["text"].to_pylist(), [names[index] for index in rows["label"].to_pylist()]
@@ -130,7 +129,9 @@ def _file(
     if request.offline:
         artifact = selected(settings, config, overrides)
         with connect(settings.cluster), view.stage("predict") as finish:
-            summary = predict_offline(artifact.uri, source, target, columns, progress=_rows(view), csv=csv)
+            summary = predict_offline(
+                artifact.uri, source, target, columns, config=settings.predict, progress=_rows(view), csv=csv
+            )
             finish(str(summary))
     else:
         with Client(request.url or url(settings.serve)) as client, view.stage("predict") as finish:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lspm_ray.artifact import cpu_count, filesystem
-from lspm_ray.cluster import ClusterConfig
+from lspm_ray.cluster import ClusterConfig, running_cluster
+from lspm_ray.compression.recipe import check_recipes
 from lspm_ray.corpus.check import check_columns
 from lspm_ray.corpus.config import DataConfig
 from lspm_ray.errors import ConfigError
+from lspm_ray.models.base import base
 from lspm_ray.models.directory import load_tokenizer
-from lspm_ray.models.source import ModelConfig, locate, read_config
+from lspm_ray.models.shape import shape_of
+from lspm_ray.models.source import locate, read_config
+from lspm_ray.pipeline import ReadOnlyStore
+from lspm_ray.serving.deploy import check_fits
 from lspm_ray.settings import Settings
+from lspm_ray.tasks import Task
 from lspm_ray.training.trainer import Scaling, resolve
 
 _LABELS_SHOWN = 10
@@ -24,31 +30,46 @@ def check(settings: Settings, missing: Sequence[str]) -> list[str]:
         What was found, a line per check.
 
     Raises:
-        UserError: the output cannot be written, a column is missing, the model cannot be used, or a cluster that
-            would be started here is too small for the training workers.
+        UserError: the output cannot be written, a column is missing, the model cannot be used or does not fit the
+            task or a recipe, or a cluster that would be started here is too small for the training workers or the
+            endpoint.
     """
     _writable(settings.output)
     found = [f"output: {settings.output} can be written"]
-    if "base" in missing:
-        found.append(_model(settings.model))
+    if {"base", "prepare", "compress"} & set(missing):
+        found.append(_model(settings, in_store="base" not in missing))
     if "prepare" in missing:
         found.append(_data(settings.data))
-    if settings.cluster.address is not None:
-        return [*found, f"resources: known once connected to {settings.cluster.address}"]
-    have = _resources(settings.cluster)
+    address = running_cluster(settings.cluster)
+    if address is not None:
+        return [*found, f"resources: known once connected to {address}"]
+    return [*found, *_fitting(settings, missing, _resources(settings.cluster))]
+
+
+def _fitting(settings: Settings, missing: Sequence[str], have: dict[str, float]) -> list[str]:
+    found = []
     if "finetune" in missing:
         found.append(_workers("finetune", resolve(settings.finetune.workers, have)))
     if "compress" in missing and settings.compress.workers is not None:
         found.append(_workers("compress", resolve(settings.compress.workers, have, "compress.workers")))
+    if "select" in missing:
+        # Which models it will hold is not decided yet; one beside the ingress is the usual least.
+        check_fits(1, settings.serve, have)
+        found.append(f"serve: the ingress and one model fit {have['CPU']:g} CPU")
     return found
 
 
-def _model(config: ModelConfig) -> str:
-    directory = locate(config)
+def _model(settings: Settings, *, in_store: bool) -> str:
+    name = settings.model.name
+    directory = base(settings.model, ReadOnlyStore(settings.output)).local() if in_store else locate(settings.model)
     load_tokenizer(directory)
-    kind = read_config(directory).get("model_type", "unknown type")
+    shape = shape_of(read_config(directory, name), name)
+    shape.check_length(Task.make(settings.task).max_length)
+    check_recipes(settings.compress.variants, shape)
     size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
-    return f"model: {config.name}: {kind}, {size:.0f} MB of weights, tokenizer loads"
+    return (
+        f"model: {name}: {shape.model_type}, {size:.0f} MB of weights, tokenizer loads, fits the task and the recipes"
+    )
 
 
 def _data(config: DataConfig) -> str:

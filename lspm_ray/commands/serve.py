@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lspm_ray.artifact import Artifact, write_atomic
-from lspm_ray.cluster import connect
+from lspm_ray.cluster import connect, running_cluster
 from lspm_ray.commands.console import StageView
 from lspm_ray.commands.run import settings_from
 from lspm_ray.commands.summary import describe
@@ -39,11 +39,23 @@ def selected(settings: Settings, config: Path, overrides: Sequence[str]) -> Arti
     Raises:
         UserError: the run is not that far yet.
     """
+    plan: Artifact = made("select", settings, config, overrides)
+    return plan
+
+
+def made(stage: str, settings: Settings, config: Path, overrides: Sequence[str]) -> Any:
+    """What an earlier run has made in this stage.
+
+    Raises:
+        UserError: the run is not that far yet.
+    """
     try:
-        return Pipeline(settings, ReadOnlyStore(settings.output), lambda _: None).select
+        return Pipeline(settings, ReadOnlyStore(settings.output), lambda _: None).stage(stage)
     except NotMadeError as error:
         again = " ".join(["lspm run", str(config), *overrides])
-        raise UserError(f"stage `{error.stage}` has not been run yet", field="serve", hint=f"First: {again}") from None
+        raise UserError(
+            f"stage `{error.stage}` has not been run yet", field="output", value=settings.output, hint=f"First: {again}"
+        ) from None
 
 
 def serve(config: Path, overrides: Sequence[str], *, detach: bool, render_only: bool, dry_run: bool) -> None:
@@ -64,7 +76,7 @@ def serve(config: Path, overrides: Sequence[str], *, detach: bool, render_only: 
     if render_only:
         print(f"wrote {file}\nnext: serve deploy {file}")
         return
-    if settings.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if running_cluster(settings.cluster):
         _on_cluster(settings, artifact)
         return
     _free_port(settings.serve)
@@ -81,7 +93,7 @@ def stop(config: Path, overrides: Sequence[str]) -> None:
         UserError: none is running, or it does not stop.
     """
     settings = settings_from(config, overrides)
-    if settings.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if running_cluster(settings.cluster):
         with connect(settings.cluster):
             undeploy(settings.serve.name)
         print("stopped")

@@ -60,11 +60,18 @@ class _Step(Config):
     data: str
     teacher: str | None
     workers: WorkersConfig | None
+    wait_for_nodes_s: float | None = None
     threads: int = 1
 
 
 def compress(
-    config: CompressConfig, task: Task, full: Artifact, data: Artifact, store: ArtifactStore, report: Report
+    config: CompressConfig,
+    task: Task,
+    full: Artifact,
+    data: Artifact,
+    store: ArtifactStore,
+    report: Report,
+    wait_for_nodes_s: float | None = None,
 ) -> dict[str, Artifact]:
     """Make every variant; what is already there, or shared between variants, is not made again.
 
@@ -81,7 +88,8 @@ def compress(
         steps = []
         for prefix in wave:
             source = made[_id(prefix[:-1])] if len(prefix) > 1 else full
-            steps.append(_step(config, task, prefix[-1], source, data, teacher, store))
+            step = _step(config, task, prefix[-1], source, data, teacher, store)
+            steps.append(step.model_copy(update={"wait_for_nodes_s": wait_for_nodes_s}))
         for prefix, artifact in zip(wave, _run(steps, store, report), strict=True):
             made[_id(prefix)] = artifact
     return {name: made[_id(variant.recipe)] for name, variant in config.variants.items()}
@@ -199,7 +207,10 @@ def _train(
             distill=distill if step.teacher else None,
             work_uri=f"{work}/train",
         )
-        best, _ = fit(job, step.workers, report) if step.workers else fit_here(job, step.threads, report)
+        if step.workers:
+            best, _ = fit(job, step.workers, report, step.wait_for_nodes_s)
+        else:
+            best, _ = fit_here(job, step.threads, report)
         for file in best.local().iterdir():
             if file.name != "manifest.json":
                 shutil.copyfile(file, target / file.name)

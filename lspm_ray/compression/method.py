@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lspm_ray.artifact import Artifact
+from lspm_ray.models.shape import Shape
 from lspm_ray.plugin import Plugin
 from lspm_ray.progress import Report
 from lspm_ray.tasks import Task
@@ -46,6 +47,20 @@ class Method(Plugin):
     kind: ClassVar[str] = "method"
     needs_teacher: ClassVar[bool] = False
     final: ClassVar[bool] = False
+
+    def check(self, shape: Shape) -> Shape:
+        """Refuse a model that the method does not fit, before anything is trained.
+
+        Args:
+            shape: of the model it would be applied to.
+
+        Returns:
+            The shape of the result, for the next step of the recipe.
+
+        Raises:
+            UserError: the method does not fit this model.
+        """
+        return shape
 
     @abstractmethod
     def apply(self, source: Path, target: Path, context: Context) -> None:

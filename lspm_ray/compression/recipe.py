@@ -6,7 +6,8 @@ from pydantic import Field, field_validator
 
 from lspm_ray.compression.method import Method
 from lspm_ray.config import Config
-from lspm_ray.errors import ConfigError
+from lspm_ray.errors import ConfigError, ModelError, UserError
+from lspm_ray.models.shape import Shape
 
 FULL = "full"
 """Name of the uncompressed model in every table and plan."""
@@ -38,6 +39,28 @@ class VariantConfig(Config):
     def methods(self) -> list[Method]:
         """The steps as plugins."""
         return [Method.make(step) for step in self.recipe]
+
+
+def check_recipes(variants: dict[str, VariantConfig], shape: Shape) -> None:
+    """Refuse steps that do not fit the model they would be applied to.
+
+    Args:
+        variants: name -> recipe.
+        shape: of the full model.
+
+    Raises:
+        ModelError: names the variant and the step.
+    """
+    for name, variant in variants.items():
+        met = shape
+        for number, method in enumerate(variant.methods()):
+            try:
+                met = method.check(met)
+            except UserError as error:
+                where = "the model" if number == 0 else "the result of the step before"
+                raise ModelError(
+                    f"`{method.name}` does not fit {where}: {error}", field=f"compress.variants.{name}.recipe.{number}"
+                ) from None
 
 
 def waves(variants: dict[str, VariantConfig]) -> list[list[list[dict[str, Any]]]]:

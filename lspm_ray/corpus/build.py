@@ -112,7 +112,7 @@ class Build:
             self._match(chunks, partitions)
         kept = self._keep(chunks, partitions, labels, {name for scan in scans for name in scan["splits"]})
         counts = kept.counts.sum(axis=0)
-        warnings = check_counts(counts, labels, self.config.splits.shares(), self.config.split_column is not None)
+        warnings = check_counts(counts, labels, self.config)
         for warning in warnings:
             self.progress(f"! {warning}")
         lengths = self._pack(draft.uri, chunks, kept)
@@ -207,32 +207,24 @@ class Build:
                 yield json.loads(line.content)["position"], line.content
 
 
-def check_counts(
-    counts: NDArray[np.int64], labels: Sequence[str], shares: Mapping[str, float], given: bool
-) -> list[str]:
+def check_counts(counts: NDArray[np.int64], labels: Sequence[str], config: DataConfig) -> list[str]:
     """Whether a classifier can be trained and judged on these rows.
 
     Args:
         counts: rows of each split and class, shape [splits, classes].
         labels: names of the classes.
-        shares: split -> share.
-        given: a column names the splits.
+        config: says where the rows of a split come from.
 
     Returns:
         Warnings: labels that are missing from a split.
 
     Raises:
-        DataError: a split with a share has no row, or the training split has only one class.
+        DataError: a split has no row, or the training split has only one class.
     """
     rows = dict(zip(SPLITS, counts.sum(axis=1).tolist(), strict=True))
-    for split, share in shares.items():
-        if share > 0 and not rows[split]:
-            raise DataError(
-                f"the {split} split has no row; there are {sum(rows.values())} rows in all",
-                field="data.split_column" if given else f"data.splits.{split}",
-                value=None if given else share,
-                hint="Give more rows or other shares",
-            )
+    for split in SPLITS:
+        if not rows[split]:
+            raise _no_row(split, sum(rows.values()), config)
     train = counts[SPLITS.index("train")]
     if np.count_nonzero(train) < 2:
         only = labels[int(train.argmax())]
@@ -244,6 +236,18 @@ def check_counts(
             names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             warnings.append(f"no row in {split} has label {names}")
     return warnings
+
+
+def _no_row(split: str, rows: int, config: DataConfig) -> DataError:
+    message = f"the {split} split has no row; there are {rows} rows in all"
+    share = config.splits.shares()[split]
+    if config.split_column is not None:
+        hint = f"Name it in rows of this column, or give data.splits.{split} a share above 0 (now {share:g})"
+        return DataError(message, field="data.split_column", value=config.split_column, hint=hint)
+    if split == "test" and config.test_source is not None:
+        hint = "Give it rows that can be used"
+        return DataError(message, field="data.test_source", value=config.test_source, hint=hint)
+    return DataError(message, field=f"data.splits.{split}", value=share, hint="Give more rows or a larger share")
 
 
 def _check_any(read: int, dropped: Mapping[str, int], rejected: Mapping[str, int]) -> None:

@@ -17,7 +17,10 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class Splits(Config):
-    """Share of the rows that goes to each split. The five shares sum to 1."""
+    """Share of the rows that goes to each split. The five shares sum to 1.
+
+    A share may be 0 only where the rows of the split are given: by `split_column`, or those of `test` by `test_source`.
+    """
 
     train: float = Field(0.6, gt=0, le=1)
     validation: float = Field(0.1, ge=0, lt=1)
@@ -146,6 +149,14 @@ class DataConfig(Config):
             raise ValueError("max_characters must not be smaller than min_characters")
         if self.test_source is not None and self.split_column is not None:
             raise ValueError("give test_source or split_column, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_for_every_split(self) -> DataConfig:
+        given = {"test"} if self.test_source is not None else set()
+        empty = [name for name, share in self.splits.shares().items() if not share and name not in given]
+        if empty and self.split_column is None:
+            raise ValueError(f"every split needs rows: give splits.{' and splits.'.join(empty)} a share above 0")
         return self
 
     @property

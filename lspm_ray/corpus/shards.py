@@ -15,12 +15,15 @@ from lspm_ray.errors import DataError
 
 
 def split_files(artifact: Artifact, split: str) -> list[str]:
-    """URIs of the shards of a split, in order, for readers that stream. Their digests are not checked here.
+    """URIs of the shards of a split, in order, for readers that stream; every shard was checked against its digest.
 
     Raises:
         DataError: there is no such split.
+        ArtifactError: a shard is missing or damaged.
     """
-    return [artifact.path(name) for name in _names(artifact, split)]
+    names = _names(artifact, split)
+    artifact.verify_files(names)
+    return [artifact.path(name) for name in names]
 
 
 def read_split(artifact: Artifact, split: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -60,6 +63,12 @@ def class_counts(artifact: Artifact, split: str) -> list[int]:
     _names(artifact, split)
     counts: list[int] = artifact.manifest.summary["class_counts"][split]
     return counts
+
+
+def max_characters(artifact: Artifact) -> int | None:
+    """Where the texts of a corpus were cut; None for nowhere."""
+    found: int | None = artifact.manifest.config.get("data", {}).get("max_characters")
+    return found
 
 
 def _names(artifact: Artifact, split: str) -> list[str]:

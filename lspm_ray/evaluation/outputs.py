@@ -55,9 +55,9 @@ def placement(have: Mapping[str, float]) -> Placement:
 class _Infer:
     """Ray Data actor: adds one column of logits per model."""
 
-    def __init__(self, models: dict[str, str], threads: int) -> None:
+    def __init__(self, models: dict[str, str], threads: int, gpu: bool) -> None:
         self._predictors = {
-            column: load_predictor(open_artifact(uri).local(), threads) for column, uri in models.items()
+            column: load_predictor(open_artifact(uri).local(), threads, gpu) for column, uri in models.items()
         }
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -67,23 +67,24 @@ class _Infer:
         return table
 
 
-def infer(files: Sequence[str], models: Mapping[str, Artifact], columns: Sequence[str]) -> ray.data.Dataset:
+def infer(files: Sequence[str], models: Mapping[str, Artifact], columns: Sequence[str], gpu: bool) -> ray.data.Dataset:
     """Rows of prepared shards, in order, with a column of logits per model (lazily computed).
 
     Args:
         files: prepared Parquet shards.
         models: column name -> model artifact.
         columns: columns to read beside `input_ids`; `path` (of the shard) is always added.
+        gpu: whether to use the cluster's GPUs.
     """
     import ray.data
 
-    place = placement(totals())
+    place = placement(totals() if gpu else totals() | {"GPU": 0.0})
     data = ray.data.read_parquet(
         list(files), columns=[*columns, "input_ids"], include_paths=True, num_cpus=DATA_TASK_CPUS
     )
     return data.map_batches(
         _Infer,
-        fn_constructor_args=({column: model.uri for column, model in models.items()}, place.threads),
+        fn_constructor_args=({column: model.uri for column, model in models.items()}, place.threads, place.gpus > 0),
         batch_size=_BATCH_ROWS,
         batch_format="pyarrow",
         concurrency=place.actors,
@@ -97,14 +98,23 @@ def outputs(
     data: Artifact,
     store: ArtifactStore,
     report: Report,
+    gpu: bool = False,
     splits: Sequence[str] = EVALUATION_SPLITS,
 ) -> dict[str, Artifact]:
     """Outputs of every model on the evaluation splits; only missing ones are computed, in one pass over the data.
 
+    Args:
+        models: by name.
+        data: the prepared corpus.
+        store: where outputs are kept.
+        report: progress.
+        gpu: compute them on GPUs. As the models are served: arithmetic differs between devices.
+        splits: of the corpus.
+
     Returns:
         Per model an artifact with `<split>.parquet`: id, label, logits [labels].
     """
-    what = {"splits": list(splits)}
+    what = {"splits": list(splits), "gpu": gpu}
     keys = {name: store.key(OUTPUTS_STAGE, what, _parents(model, data)) for name, model in models.items()}
     missing = {name: models[name] for name, key in keys.items() if store.find(OUTPUTS_STAGE, key) is None}
     if missing:
@@ -115,7 +125,7 @@ def outputs(
                 name: stack.enter_context(_writer(store, what, _parents(model, data), keys[name]))
                 for name, model in missing.items()
             }
-            _fill(writers, files, missing, total, report)
+            _fill(writers, infer(list(files), missing, ["id", "label"], gpu), files, total, report)
     return {name: store.get(f"{OUTPUTS_STAGE}-{key}") for name, key in keys.items()}
 
 
@@ -151,13 +161,13 @@ def _writer(store: ArtifactStore, what: dict[str, Any], parents: dict[str, str],
 
 
 def _fill(
-    writers: dict[str, _SplitWriter], files: dict[str, str], models: dict[str, Artifact], total: int, report: Report
+    writers: dict[str, _SplitWriter], rows: ray.data.Dataset, files: dict[str, str], total: int, report: Report
 ) -> None:
     by_name = {_tail(file): split for file, split in files.items()}
     done = 0
-    for table in infer(list(files), models, ["id", "label"]).iter_batches(batch_size=None, batch_format="pyarrow"):
+    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
         done += table.num_rows
-        report(f"outputs of {len(models)} model(s): {done}/{total} rows")
+        report(f"outputs of {len(writers)} model(s): {done}/{total} rows")
         paths = table["path"].to_pylist()
         for split in dict.fromkeys(by_name[_tail(path)] for path in paths):
             mask = pa.array([by_name[_tail(path)] == split for path in paths])
@@ -182,7 +192,8 @@ def teach(teacher: Artifact, data: Artifact, store: ArtifactStore, column: str, 
         total = sum(class_counts(data, "train"))
         (draft.path / "train").mkdir()
         done = 0
-        rows = infer(split_files(data, "train"), {column: teacher}, ["label"])
+        # A student learns as well from logits that were rounded: any GPU will do.
+        rows = infer(split_files(data, "train"), {column: teacher}, ["label"], gpu=totals()["GPU"] >= 1)
         for number, table in enumerate(rows.iter_batches(batch_size=None, batch_format="pyarrow")):
             file = draft.path / "train" / f"part-{number:05d}.parquet"
             pq.write_table(table.select(["input_ids", "label", column]), file, compression="zstd")

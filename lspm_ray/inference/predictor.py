@@ -42,18 +42,23 @@ class Runtime(Plugin):
     kind: ClassVar[str] = "runtime"
 
     @abstractmethod
-    def load(self, directory: Path, threads: int) -> Predictor:
-        """Load the model with `threads` CPU threads (where it runs on the CPU)."""
+    def load(self, directory: Path, threads: int, gpu: bool) -> Predictor:
+        """Load the model, on the GPU if `gpu` and the runtime can use one, else with `threads` CPU threads."""
 
 
-def load_predictor(directory: Path, threads: int) -> Predictor:
+def load_predictor(directory: Path, threads: int, gpu: bool = False) -> Predictor:
     """Load a model directory with the runtime that its `variant.json` names.
+
+    Args:
+        directory: of the model.
+        threads: CPU threads it may use.
+        gpu: whether it may use the GPU. Never guessed: numbers certified on one device say little about another.
 
     Raises:
         ModelError: the directory is not a complete model.
         ConfigError: it names an unknown runtime.
     """
-    return Runtime.make(read_variant(directory).runtime).load(directory, threads)
+    return Runtime.make(read_variant(directory).runtime).load(directory, threads, gpu)
 
 
 def pad_id_of(directory: Path) -> int:

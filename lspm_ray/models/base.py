@@ -2,7 +2,7 @@
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
 from lspm_ray.models.directory import load_tokenizer
-from lspm_ray.models.source import ModelConfig, copy, locate
+from lspm_ray.models.source import ModelConfig, copy, fingerprint, locate
 
 STAGE = "base"
 
@@ -13,7 +13,7 @@ def base(model: ModelConfig, store: ArtifactStore) -> Artifact:
     Raises:
         ModelError: it does not exist, cannot be loaded safely, or has no tokenizer.
     """
-    what = model.model_dump(mode="json")
+    what = model.model_dump(mode="json") | {"content": fingerprint(model)}
     found = store.find(STAGE, store.key(STAGE, what, {}))
     if found is not None:
         return found

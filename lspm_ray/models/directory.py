@@ -39,15 +39,24 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The directory's tokenizer.
 
     Raises:
-        ModelError: it has none that loads.
+        ModelError: it has none that loads, or one without a padding token.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"the tokenizer does not load: {first}", field="model.name", value=str(directory)) from None
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            "the tokenizer has no padding token, so texts of different lengths cannot share a batch",
+            field="model.name",
+            value=str(directory),
+            hint="Take an encoder (BERT, RoBERTa, ...), or a copy with pad_token in tokenizer_config.json and "
+            "pad_token_id in config.json",
+        )
+    return tokenizer
 
 
 def load_model(directory: Path, labels: list[str] | None = None, **options: Any) -> PreTrainedModel:

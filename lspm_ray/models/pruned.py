@@ -86,15 +86,24 @@ def encoder_layers(model: PreTrainedModel) -> list[Layer]:
     """
     if isinstance(model, PrunedForSequenceClassification):
         return encoder_layers(model.inner)
-    if model.config.model_type not in FAMILIES:
+    check_family(model.config.model_type)
+    base: Any = model.base_model
+    return list(base.encoder.layer)
+
+
+def check_family(model_type: str) -> None:
+    """Refuse what cannot be pruned.
+
+    Raises:
+        ModelError: the family is not one of `FAMILIES`.
+    """
+    if model_type not in FAMILIES:
         raise ModelError(
             "heads and neurons of this model family cannot be pruned",
             field="model_type",
-            value=model.config.model_type,
+            value=model_type,
             valid=FAMILIES,
         )
-    base: Any = model.base_model
-    return list(base.encoder.layer)
 
 
 def head_size(layer: Layer) -> int:

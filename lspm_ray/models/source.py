@@ -1,5 +1,6 @@
 """Where a pretrained model comes from: a Hub id, a local directory, or a folder of an installed package."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lspm_ray.config import Config
+from lspm_ray.config import Config, digest_of
 from lspm_ray.errors import ModelError
 
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken")
@@ -45,6 +46,18 @@ def locate(model: ModelConfig) -> Path:
     directory = _directory(model)
     check(directory, model.name)
     return directory
+
+
+def fingerprint(model: ModelConfig) -> str | None:
+    """Digest of what `copy` would take of a model on this machine; None for one on the Hub: there `revision` pins it.
+
+    Raises:
+        ModelError: the directory or package does not exist.
+    """
+    if not model.name.startswith("package:") and not Path(model.name).expanduser().is_dir():
+        return None
+    directory = _directory(model)
+    return digest_of({file.name: _sha256(file) for file in _wanted(directory)})
 
 
 def check(directory: Path, name: str) -> dict[str, Any]:
@@ -93,9 +106,17 @@ def read_config(directory: Path, name: str | None = None) -> dict[str, Any]:
 def copy(source: Path, target: Path) -> None:
     """Copy what loading needs (configuration, tokenizer, safetensors), and nothing that could carry code."""
     target.mkdir(parents=True, exist_ok=True)
-    for pattern in _WANTED:
-        for file in sorted(source.glob(pattern)):
-            shutil.copyfile(file, target / file.name)
+    for file in _wanted(source):
+        shutil.copyfile(file, target / file.name)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _wanted(directory: Path) -> list[Path]:
+    return sorted({file for pattern in _WANTED for file in directory.glob(pattern)})
 
 
 def _directory(model: ModelConfig) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,12 @@ MAJORITY = "majority class"
 LINEAR = "tf-idf + logistic regression"
 _MAX_ROWS = 200_000
 """Training rows the linear baseline is fitted on, at most: it runs on one node."""
+_VECTORIZERS: tuple[dict[str, Any], ...] = (
+    {"ngram_range": (1, 2), "min_df": 2},
+    {"ngram_range": (1, 2), "min_df": 1},
+    {"ngram_range": (1, 3), "min_df": 1, "analyzer": "char"},
+)
+"""Words that occur twice; in a small corpus perhaps none does, and some scripts have no words of two characters."""
 _FLOOR = 1e-12
 
 
@@ -29,26 +37,34 @@ def linear(data_uri: str, splits: list[str]) -> tuple[dict[str, NDArray[np.float
     Returns:
         Logits [rows, labels] per split, and the seconds per row that predicting takes (from text).
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
 
     data = open_artifact(data_uri)
     train = read_split(data, "train", ["text", "label"]).slice(0, _MAX_ROWS)
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, max_features=300_000),
-        LogisticRegression(C=10.0, max_iter=300),
-    )
-    model.fit(train["text"].to_pylist(), train["label"].to_numpy())
-    classes: NDArray[np.int64] = model[-1].classes_
+    vectorizer, features = _vectorize(train["text"].to_pylist())
+    model = LogisticRegression(C=10.0, max_iter=300).fit(features, train["label"].to_numpy())
+    classes: NDArray[np.int64] = model.classes_
     logits, rows, seconds = {}, 0, 0.0
     for split in splits:
         texts = read_split(data, split, ["text"])["text"].to_pylist()
         started = time.perf_counter()
-        probabilities = model.predict_proba(texts)
+        probabilities = model.predict_proba(vectorizer.transform(texts))
         seconds += time.perf_counter() - started
         rows += len(texts)
         full = np.full((len(texts), len(class_counts(data, "train"))), _FLOOR)
         full[:, classes] = np.maximum(probabilities, _FLOOR)
         logits[split] = np.log(full).astype(np.float32)
     return logits, seconds / max(1, rows)
+
+
+def _vectorize(texts: Sequence[str]) -> tuple[Any, Any]:
+    """The first of `_VECTORIZERS` that finds terms in the texts, fitted, and their features [texts, terms]."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    *preferred, last = (TfidfVectorizer(sublinear_tf=True, max_features=300_000, **o) for o in _VECTORIZERS)
+    for vectorizer in preferred:
+        try:
+            return vectorizer, vectorizer.fit_transform(texts)
+        except ValueError:  # an empty vocabulary has no error of its own
+            continue
+    return last, last.fit_transform(texts)

@@ -22,14 +22,15 @@ class Bench:
     Args:
         uri: model artifact.
         threads: CPU threads it may use.
+        gpu: whether it runs on the GPU.
         examples: token ids to measure with, a random sample of real rows.
         cell_s: time spent on one measurement.
     """
 
-    def __init__(self, uri: str, threads: int, examples: Sequence[Encoded], cell_s: float) -> None:
+    def __init__(self, uri: str, threads: int, gpu: bool, examples: Sequence[Encoded], cell_s: float) -> None:
         directory = open_artifact(uri).local()
         started = time.perf_counter()
-        self._predictor = load_predictor(directory, threads)
+        self._predictor = load_predictor(directory, threads, gpu)
         self._predictor.predict(examples[:1])
         self.load_s = time.perf_counter() - started
         self._examples = list(examples)

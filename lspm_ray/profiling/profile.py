@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
 from lspm_ray.cluster import node_cpus, totals
@@ -39,16 +39,23 @@ class ProfileConfig(Config):
         rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
         cell_s: seconds per variant, round and batch size.
         rows: random rows of the selection split to measure speed with.
-        threads: CPU threads per variant; None for all of the node.
+        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`).
+        gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
         resamples: bootstrap resamples of the quality intervals.
     """
 
-    batch_sizes: list[int] = Field(default=[1, 8, 32], min_length=1)
+    batch_sizes: list[PositiveInt] = Field(default=[1, 8, 32], min_length=1)
     rounds: int = Field(3, ge=1)
     cell_s: float = Field(0.3, gt=0)
     rows: int = Field(256, ge=8)
     threads: int | None = Field(None, ge=1)
+    gpu: bool | None = None
     resamples: int = Field(1000, ge=100)
+
+    def as_served(self, threads: int, gpus: float) -> ProfileConfig:
+        """With what is open settled as for a served replica, which has these threads and GPUs."""
+        settled = {"threads": self.threads or threads, "gpu": gpus > 0 if self.gpu is None else self.gpu}
+        return self.model_copy(update=settled)
 
 
 Quality = dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
@@ -71,7 +78,7 @@ def profile(
     Raises:
         ResourceError: no node can take the measurement.
     """
-    found = outputs(models, data, store, report)
+    found = outputs(models, data, store, report, bool(config.gpu))
     parents = {f"model.{name}": a.digest for name, a in models.items()} | {"data": data.digest}
     what = {"profile": config.model_dump(mode="json"), "hardware": hardware(), "task": task.spec()}
 
@@ -199,7 +206,9 @@ def _speeds(
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     examples, encode_s = _examples(config, task, models[FULL], data)
-    gpu = totals()["GPU"] >= 1
+    gpu = bool(config.gpu)
+    if gpu and totals()["GPU"] < 1:
+        raise ResourceError("is asked for, the cluster has no GPU", field="profile.gpu", value=True)
     bundle = {"CPU": node_cpus()} | ({"GPU": 1.0} if gpu else {})
     group = placement_group([bundle], strategy="STRICT_PACK")
     try:
@@ -207,7 +216,7 @@ def _speeds(
             raise ResourceError(
                 f"no node has {bundle} free to measure on, for {_PLACEMENT_TIMEOUT_S} s", field="profile"
             )
-        threads = config.threads or max(1, int(node_cpus()))
+        threads = config.threads or 1
         actor = ray.remote(
             num_cpus=0,
             num_gpus=1 / len(models) if gpu else 0,
@@ -216,7 +225,7 @@ def _speeds(
         benches, load_s = {}, {}
         for name, model in models.items():
             report(f"profile: loading {name}")
-            benches[name] = actor.remote(model.uri, threads, examples, config.cell_s)
+            benches[name] = actor.remote(model.uri, threads, gpu, examples, config.cell_s)
             load_s[name] = ray.get(benches[name].load_time.remote())  # one after another: a race would slow all
         measured_on = ray.get(benches[FULL].hardware.remote())
         return _interleave(config, benches, models, load_s, threads, report), encode_s, measured_on

@@ -129,13 +129,21 @@ def estimate(first: VariantProfile, last: VariantProfile, rows: Rows, validator:
         reason = f"no share of its answers keeps {promise.risk} below {promise.alpha:.2%} on the selection rows"
     else:
         used = [first] if alone else [first, last]
-        reason = "; ".join(_violations(used, rows, scores >= point.threshold, promise.constraints))
+        reason = "; ".join(broken_limits(used, rows, scores >= point.threshold, promise.constraints))
     return option.model_copy(update={"rejected": reason})
 
 
-def _violations(
-    used: list[VariantProfile], rows: Rows, accepted: NDArray[np.bool_], constraints: Constraints
+def broken_limits(
+    used: Sequence[VariantProfile], rows: Rows, accepted: NDArray[np.bool_], constraints: Constraints
 ) -> list[str]:
+    """What a plan of these models would break, in words.
+
+    Args:
+        used: the models of the plan.
+        rows: their outputs.
+        accepted: rows that the first one answers, bool [rows].
+        constraints: the limits.
+    """
     speeds = [v.speed for v in used if v.speed]
     return violations(
         constraints,

@@ -89,6 +89,8 @@ class Plan(Config):
 
     labels: list[str] = Field(min_length=2)
     task: dict[str, Any]
+    max_characters: int | None = None
+    """Longer texts are cut, as they were in the corpus; None for no limit."""
     validator: dict[str, Any]
     stages: list[PlanStage] = Field(min_length=1, max_length=2)
     certificate_id: str | None

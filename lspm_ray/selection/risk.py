@@ -54,11 +54,6 @@ class Certified(Config):
         """Share of the calibration rows that go to the full model."""
         return 1.0 if self.point is None else self.point.escalation_rate
 
-    @property
-    def acceptance_rate(self) -> float:
-        """Share of the calibration rows that the cheap model answers."""
-        return 1.0 - self.escalation_rate
-
 
 def losses(kind: RiskKind, cheap: Labels, full: Labels, labels: Labels | None = None) -> Bools:
     """Per row, bool [n], whether accepting the cheap answer would be a loss.

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware, open_artifact, open_beside
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
-from lspm_ray.corpus.shards import read_split
+from lspm_ray.corpus.shards import max_characters, read_split
 from lspm_ray.errors import CertificateError, ConfigError
 from lspm_ray.evaluation.calibration import fit_temperature
 from lspm_ray.evaluation.outputs import read_outputs
@@ -23,7 +23,7 @@ from lspm_ray.profiling.pareto import Constraints
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import ProfileTable
 from lspm_ray.progress import Report
-from lspm_ray.selection.options import Option, Promise, Rows, choose, estimate
+from lspm_ray.selection.options import Option, Promise, Rows, broken_limits, choose, estimate
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
@@ -106,7 +106,7 @@ def select(
 
     Raises:
         CertificateError: too few calibration rows.
-        ConfigError: `first` names no variant.
+        ConfigError: `first` names no variant, or no plan keeps the constraints.
     """
     if config.first is not None and config.first not in models:
         raise ConfigError("no such variant", field="select.first", value=config.first, valid=sorted(models))
@@ -206,6 +206,12 @@ class _Decision:
         alone = point.threshold == ACCEPT_ALL
         e, c = point.escalation_rate, self.table[first].cost
         cost = c if alone else cascade_cost(c, self._validator_cost, e, self.table[last].cost)
+        used = [self.table[first]] if alone else [self.table[first], self.table[last]]
+        accepted = selection.scores(self.validator, chosen.temperature) >= point.threshold
+        # The certified threshold is not the estimated one: what was to serve alone may need a second model now.
+        if broken := broken_limits(used, selection, accepted, config.constraints):
+            reasons[first] = f"certified {'alone' if alone else 'before ' + last}, but {'; '.join(broken)}"
+            return self._full_alone(reasons), None
         if cost > 1 - config.min_saving and config.first is None:
             reasons[first] = f"certified, but would cost {cost:.2f} of full: saves less than {config.min_saving:.0%}"
             return self._full_alone(reasons), None
@@ -249,6 +255,21 @@ class _Decision:
         return self._make(stages, certificate.id, expected, reasons)
 
     def _full_alone(self, reasons: dict[str, str]) -> Plan:
+        """The plan that needs no certificate.
+
+        Raises:
+            ConfigError: the full model breaks a limit, so nothing may be served.
+        """
+        selection = self._rows(FULL, FULL, "selection")
+        everything = np.ones(len(selection.labels), dtype=bool)
+        if broken := broken_limits([self.table[FULL]], selection, everything, self.config.constraints):
+            others = [f"{name}: {reason}" for name, reason in reasons.items()]
+            raise ConfigError(
+                f"nothing may be served. {'; '.join([f'full: {reason}' for reason in broken] + others)}",
+                field="select.constraints",
+                value=self.config.constraints.model_dump(exclude_none=True),
+                hint="Loosen a limit, or add smaller variants under compress.variants",
+            )
         accuracy = self._rows(FULL, FULL, "test").full_accuracy
         expected = {"escalation_rate": 0.0, "cost": 1.0, "test_accuracy": accuracy, "test_full_accuracy": accuracy}
         return self._make([self._stage(FULL, self._temperature(FULL), None)], None, expected, reasons)
@@ -259,6 +280,7 @@ class _Decision:
         return Plan(
             labels=self.table.labels,
             task=self.task.spec(),
+            max_characters=max_characters(self.data),
             validator=self.config.validator,
             stages=stages,
             certificate_id=certificate_id,

@@ -4,12 +4,13 @@ Unlike waiting a fixed time for company, this costs a lone request nothing, and 
 """
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from lspm_ray.serving.cascade import QueueFull
+from lspm_ray.serving.cascade import QueueFull, StageDown
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Batcher(Generic[T, R]):
 
         Raises:
             QueueFull: `max_waiting` rows are waiting already.
+            StageDown: the batch was cancelled.
             Exception: what `run` raised for the batch.
         """
         if self._max_waiting is not None and self._queue and self.waiting_rows + len(rows) > self._max_waiting:
@@ -73,7 +75,9 @@ class Batcher(Generic[T, R]):
 
     def _start(self) -> None:
         while self._queue and len(self._running) < self._concurrency:
-            task = asyncio.get_running_loop().create_task(self._work())
+            # A context of its own: Ray Serve cancels what runs in the context of a request whose client has gone, and a
+            # batch belongs to many requests.
+            task = asyncio.get_running_loop().create_task(self._work(), context=contextvars.Context())
             self._running.add(task)
 
     async def _work(self) -> None:
@@ -107,7 +111,16 @@ class Batcher(Generic[T, R]):
                 if not waiting.done.done():
                     waiting.done.set_result(result[start:end])
                 start = end
+        except asyncio.CancelledError:
+            _fail(batch, StageDown("the computation was cancelled"))
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
         except Exception as error:
-            for waiting in batch:
-                if not waiting.done.done():
-                    waiting.done.set_exception(error)
+            _fail(batch, error)
+
+
+def _fail(batch: Sequence[_Waiting[T]], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.done.done():
+            waiting.done.set_exception(error)

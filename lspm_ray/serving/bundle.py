@@ -48,8 +48,8 @@ class Bundle:
             if "://" not in model.uri:
                 model.verify()
 
-    def predictor(self, stage: int, threads: int) -> Predictor:
-        """The loaded model of a stage.
+    def predictor(self, stage: int, threads: int, gpu: bool = False) -> Predictor:
+        """The loaded model of a stage; see `load_predictor`.
 
         Raises:
             ArtifactError: see `directory`.
@@ -57,7 +57,7 @@ class Bundle:
         """
         from lspm_ray.inference.predictor import load_predictor
 
-        predictor = load_predictor(self.directory(stage), threads)
+        predictor = load_predictor(self.directory(stage), threads, gpu)
         if predictor.labels != self.plan.labels:
             raise CertificateError(
                 f"model {self.plan.stages[stage].model.name} has other labels than the plan",

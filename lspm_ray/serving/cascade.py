@@ -47,13 +47,17 @@ class StageDown(Exception):  # noqa: N818
     """The stage that has the last word gave no usable answer, so there is none."""
 
 
-def clean(texts: Sequence[str]) -> list[str]:
+def clean(texts: Sequence[str], max_characters: int | None) -> list[str]:
     """The texts as the models were trained on them.
+
+    Args:
+        texts: of a request.
+        max_characters: of the plan.
 
     Raises:
         EmptyText: a text has no visible character.
     """
-    cleaned = [normalize(text) for text in texts]
+    cleaned = [normalize(text, max_characters) for text in texts]
     for index, text in enumerate(cleaned):
         if not text:
             raise EmptyText(index)

@@ -17,7 +17,7 @@ class ReplicaConfig(Config):
         cpus: reserved per replica. A reservation only decides what fits on a node; `threads` decides what is used. The
             default lets a whole endpoint, and its replacement during an update, fit one CPU; on a cluster of larger
             nodes make it equal to `threads`.
-        gpus: reserved per replica; above 0 a torch variant runs on the GPU.
+        gpus: reserved per replica; above 0 a torch variant runs on the GPU, and only then is it measured there.
         threads: CPU threads that the replica computes with.
         max_surge_percent: replicas that may start in an update before the old ones stop, in percent. Needs room for
             both; 0 stops the old ones first, which interrupts a deployment of one replica.
@@ -87,7 +87,7 @@ class ServeConfig(Config):
         max_batch_size: texts that a replica computes together.
         batch_wait_ms: how long a variant's replica waits for more work before it computes.
         max_queued_texts: texts waiting for a variant, per ingress replica; beyond, requests get 429.
-        first_timeout_ms: after this long without an answer of the first variant the full model is asked.
+        first_timeout_ms: after this long without an answer of the first variant the last model is asked.
         inline_latency_ms: a first variant at least this fast is loaded inside the ingress: a hop to another process
             would cost more than its answer.
         hang_s: a model that computes one batch for longer than this has its replica replaced.
@@ -107,6 +107,18 @@ class ServeConfig(Config):
     inline_latency_ms: float = Field(default=2.0, ge=0)
     hang_s: float = Field(default=60.0, gt=0)
     graceful_shutdown_s: float = Field(default=10.0, gt=0)
+
+
+class OfflineConfig(Config):
+    """How `lspm predict --offline` uses the cluster.
+
+    Attributes:
+        actors: processes that hold the models; None for one per CPU that can be had.
+        threads: CPU threads that each computes with.
+    """
+
+    actors: int | None = Field(default=None, ge=1)
+    threads: int = Field(default=1, ge=1)
 
 
 def is_inline(plan: Plan, config: ServeConfig) -> bool:

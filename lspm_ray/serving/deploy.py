@@ -85,7 +85,15 @@ def check_resources(plan: Plan, config: ServeConfig, have: dict[str, float]) -> 
     Raises:
         ResourceError: says what it needs, what there is and what to lower.
     """
-    models = len(plan.stages) - is_inline(plan, config)
+    check_fits(len(plan.stages) - is_inline(plan, config), config, have)
+
+
+def check_fits(models: int, config: ServeConfig, have: dict[str, float]) -> None:
+    """Refuse the ingress and `models` deployments beside it, if the cluster can never hold their `min_replicas`.
+
+    Raises:
+        ResourceError: says what they need, what there is and what to lower.
+    """
     need: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
     for count, replica in ((1, config.ingress), (models, config.variant)):
         need["CPU"] += count * replica.min_replicas * replica.cpus

@@ -23,7 +23,7 @@ from ray.serve.metrics import Counter
 
 from lspm_ray.serving.bundle import Bundle, load_bundle
 from lspm_ray.serving.cascade import Logits, QueueFull, Rules, Stage, StageDown, usable
-from lspm_ray.serving.config import ServeConfig
+from lspm_ray.serving.config import ReplicaConfig, ServeConfig
 from lspm_ray.serving.engine import Encoder, Engine, LocalStage
 from lspm_ray.serving.metrics import FAMILIES, Growth, Metrics
 from lspm_ray.serving.router import build_api
@@ -129,7 +129,7 @@ class VariantReplica:
     def __init__(self, plan_uri: str, stage: int, config: dict[str, Any]) -> None:
         settings = ServeConfig.parse(config)
         bundle = load_bundle(plan_uri)
-        predictor = bundle.predictor(stage, settings.variant.threads)
+        predictor = bundle.predictor(stage, settings.variant.threads, settings.variant.gpus > 0)
         warm_up(bundle, predictor.predict([np.zeros(8, dtype=np.int64)]), stage)
         self._stage = LocalStage(predictor)
         self._hang_s = settings.hang_s
@@ -177,7 +177,7 @@ class Ingress:
         for index, stage in enumerate(bundle.plan.stages):
             handle = handles.get(str(index))
             if handle is None:
-                stages.append(self._load(bundle, index, settings.ingress.threads))
+                stages.append(self._load(bundle, index, settings.ingress))
             else:
                 self._remote.append(RemoteStage(stage.model.name, handle, settings.max_batch_size))
                 stages.append(self._remote[-1])
@@ -200,8 +200,8 @@ class Ingress:
         gc.collect()
         gc.freeze()  # a full collection over what torch has loaded would stop every request for 0.3 s
 
-    def _load(self, bundle: Bundle, stage: int, threads: int) -> LocalStage:
-        predictor = bundle.predictor(stage, threads)
+    def _load(self, bundle: Bundle, stage: int, config: ReplicaConfig) -> LocalStage:
+        predictor = bundle.predictor(stage, config.threads, config.gpus > 0)
         warm_up(bundle, predictor.predict([np.zeros(8, dtype=np.int64)]), stage)
         local = LocalStage(predictor, bundle.plan.stages[stage].batch_1_latency_ms)
         self._local.append(local)

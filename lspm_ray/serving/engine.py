@@ -138,9 +138,9 @@ class Engine:
     async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
         """See `Core.answer`."""
         if _characters(texts) > LONG_CHARACTERS:
-            verdicts = await self._cascade.judge(await asyncio.to_thread(clean, texts))
+            verdicts = await self._cascade.judge(await asyncio.to_thread(clean, texts, self.plan.max_characters))
         else:
-            verdicts = await self._first.submit(clean(texts))
+            verdicts = await self._first.submit(clean(texts, self.plan.max_characters))
         return await self._cascade.finish(verdicts)
 
     async def not_ready(self) -> str | None:

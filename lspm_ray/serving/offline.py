@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from lspm_ray.artifact import open_artifact
 from lspm_ray.cluster import DATA_TASK_CPUS, preflight, totals
-from lspm_ray.config import Config
 from lspm_ray.corpus.config import CsvFormat, DataConfig
 from lspm_ray.corpus.sources import SourceFile
 from lspm_ray.serving.bundle import Bundle, load_bundle
 from lspm_ray.serving.cascade import Cascade, CascadeAnswer, EmptyText, Logits, Rules, Stage, clean
 from lspm_ray.serving.client import EndpointError
+from lspm_ray.serving.config import OfflineConfig
 from lspm_ray.serving.files import (
     SCHEMA,
     Counts,
@@ -42,18 +42,6 @@ _BATCH_ROWS = 256
 """Rows that share one pass: enough for full length-sorted batches of both models, little enough to show progress."""
 
 
-class OfflineConfig(Config):
-    """How `predict --offline` uses the cluster.
-
-    Attributes:
-        actors: processes that hold the models; None for one per CPU that can be had.
-        threads: CPU threads of each.
-    """
-
-    actors: int | None = None
-    threads: int = 1
-
-
 class LocalClient:
     """Answers as the endpoint would, from models in this process.
 
@@ -70,6 +58,7 @@ class LocalClient:
             return rules.task.encode(texts, tokenizer)
 
         self._certificate_id = bundle.plan.certificate_id
+        self._max_characters = bundle.plan.max_characters
         self._cascade = Cascade(rules, encode, [_stage(predictor) for predictor in predictors])
 
     @classmethod
@@ -92,7 +81,7 @@ class LocalClient:
             StageDown: the model with the last word gave no usable output.
         """
         try:
-            cleaned = clean(texts)
+            cleaned = clean(texts, self._max_characters)
         except EmptyText:
             error = EndpointError("the text is empty (empty_text)", field="text")
             error.status = 422
@@ -142,16 +131,25 @@ def predict_offline(
     path = check_target(target)
     reading = source_config(source, text_columns, csv)
     files = check_source(reading)
-    have = totals()
-    actors = config.actors or max(1, int(have["CPU"] - DATA_TASK_CPUS))
-    need = {"CPU": DATA_TASK_CPUS * (actors + 1)}
-    preflight(f"offline prediction with {actors} actors", need, have, setting="predict.actors")
+    actors = actors_for(config, totals())
     uri = open_artifact(plan_uri).uri
     counts = Counts(progress)
     with writer(path) as write:
         for table in _answers(uri, files, reading, actors, config.threads):
             counts.add(write(table.to_pylist()))
     return counts.summary()
+
+
+def actors_for(config: OfflineConfig, have: dict[str, float]) -> int:
+    """Processes that hold the models.
+
+    Raises:
+        ResourceError: they do not fit what the cluster has.
+    """
+    actors = config.actors or max(1, int(have["CPU"] - DATA_TASK_CPUS))
+    need = {"CPU": DATA_TASK_CPUS * (actors + 1)}
+    preflight(f"offline prediction with {actors} actors", need, have, setting="predict.actors")
+    return actors
 
 
 def _answers(

@@ -70,7 +70,7 @@ def build_api(core: Core, *, emit_request_id: bool = True) -> FastAPI:
     api = FastAPI(
         title="lspm_ray",
         version=__version__,
-        description="Certified cascade: a cheap model answers, the full model answers what it cannot vouch for.",
+        description="Certified cascade: a cheap model answers, a better one answers what it cannot vouch for.",
     )
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(HTTPException, _http_error)
@@ -148,7 +148,7 @@ def _add_health(api: FastAPI, core: Core) -> None:
 
 def model_infos(plan: Plan) -> list[ModelInfo]:
     """The plan's stages, as clients see them."""
-    roles = ["only"] if len(plan.stages) == 1 else ["first", "full"]
+    roles = ["only"] if len(plan.stages) == 1 else ["first", "last"]
     return [
         ModelInfo(
             name=stage.model.name,

@@ -87,7 +87,7 @@ class ServedAnswer(_Wire):
     variant: str
     """Name of the model that answered."""
     escalated: bool
-    """The first variant's answer was not accepted and the full model was asked."""
+    """The first variant's answer was not accepted and the last model was asked."""
     validator_score: float | None
     """Of the first variant's answer; None where there was none that could be scored."""
     reason: str | None = None
@@ -109,7 +109,7 @@ class ModelInfo(_Wire):
 
     name: str
     role: str
-    """`first`: answers first; `full`: answers what the first may not; `only`: serves alone."""
+    """`first`: answers first; `last`: answers what the first may not; `only`: serves alone."""
     digest: str
     temperature: float
     threshold: float | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,12 @@ class Task(Plugin):
 
     package: ClassVar[str] = "lspm_ray.tasks.kinds"
     kind: ClassVar[str] = "task"
-    auto_class: ClassVar[str]
-    """Name of the transformers Auto* class that loads a model for this task."""
+    max_length: int
+    """Tokens kept of each example, special tokens included."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-        """Model inputs of each text, truncated to the task's `max_length` tokens."""
+        """Model inputs of each text, truncated to `max_length` tokens."""
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -51,7 +51,3 @@ class Task(Plugin):
     @abstractmethod
     def class_weights(self, counts: Sequence[int]) -> list[float] | None:
         """Weight of each class in the loss given its training count, or None for equal weights."""
-
-    def answer_schema(self) -> dict[str, Any]:
-        """JSON schema of one answer."""
-        return Answer.model_json_schema()

@@ -12,7 +12,8 @@ class TrainConfig(Config):
 
     Attributes:
         epochs: passes over the training rows, at most.
-        batch_size: rows per worker and forward pass.
+        batch_size: rows per forward pass of all workers together, rounded up to a multiple of their number: more
+            workers make the same steps, faster.
         gradient_accumulation: forward passes per optimiser step.
         learning_rate: peak, after warm-up.
         warmup_fraction: share of all steps over which the rate rises linearly from 0.

@@ -26,7 +26,13 @@ class FinetuneConfig(TrainConfig):
 
 
 def finetune(
-    config: FinetuneConfig, task: Task, base: Artifact, data: Artifact, store: ArtifactStore, report: Report
+    config: FinetuneConfig,
+    task: Task,
+    base: Artifact,
+    data: Artifact,
+    store: ArtifactStore,
+    report: Report,
+    wait_for_nodes_s: float | None = None,
 ) -> Artifact:
     """Fine-tune `base` on the training split of `data`; the epoch that is best on validation is kept.
 
@@ -55,7 +61,7 @@ def finetune(
             config=TrainConfig.parse(settings),
             work_uri=store.work_uri(STAGE, key),
         )
-        best, history = fit(job, config.workers, report)
+        best, history = fit(job, config.workers, report, wait_for_nodes_s)
         # Kept out of the files: a run that was killed and resumed has the same content, hence the same digest.
         draft.summary["seconds"] = [epoch.pop("seconds") for epoch in history]
         _export(best.local(), base.local(), draft.path)

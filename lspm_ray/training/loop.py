@@ -92,6 +92,8 @@ class _State:
     best_epoch: int = -1
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
+    world_size: int = 1
+    """Workers, among which this epoch's rows were dealt out."""
     loss_sum: float = 0.0
     """Sum of this epoch's batch losses on rank 0: kept so that a resumed epoch logs the same mean."""
 
@@ -118,15 +120,28 @@ class _Run:
         torch.manual_seed(self.config.seed)
         self.model = load_model(directory, job.labels)
         self.pad_id = int(self.model.config.pad_token_id or 0)
-        self.state = _State()
+        self.batch_size = -(-self.config.batch_size // worker.world_size)
+        self.state = _State(world_size=worker.world_size)
         self.resumed = self.checkpoints.latest()
         if self.resumed is not None:
             self.model.load_state_dict(_section(self.resumed.tensors, "model"))
-            self.state = _State(**self.resumed.state)
+            self.state = self._resume(self.resumed.state)
         self.network = worker.prepare(self.model)
         self.optimizer = self._optimizer()
         weights = self.task.class_weights(job.class_counts)
         self.class_weights = None if weights is None else torch.tensor(weights, device=worker.device)
+
+    def _resume(self, saved: dict[str, Any]) -> _State:
+        state = _State(**saved)
+        if state.world_size != self.worker.world_size and state.batch:
+            self._report(
+                {
+                    "warning": f"resumed with {self.worker.world_size} workers instead of {state.world_size}: "
+                    "in this epoch some rows may be seen twice or not at all"
+                }
+            )
+        state.world_size = self.worker.world_size
+        return state
 
     def run(self) -> list[dict[str, float]]:
         while self.state.epoch < self.config.epochs and not self.state.finished:
@@ -137,7 +152,7 @@ class _Run:
         state, config, started = self.state, self.config, time.monotonic()
         self.network.train()
         done = state.batch
-        stream = batches(self._chunks(), config.batch_size, self.pad_id, config.seed, state.epoch)
+        stream = batches(self._chunks(), self.batch_size, self.pad_id, config.seed, state.epoch)
         for batch in itertools.islice(stream, done, None):
             self._step(batch)
             state.batch += 1
@@ -158,7 +173,7 @@ class _Run:
         self._report(metrics | {"epoch_done": True})
 
     def _chunks(self) -> Iterator[pa.Table]:
-        return self.worker.train_chunks(chunk_rows(self.config.batch_size))
+        return self.worker.train_chunks(chunk_rows(self.batch_size))
 
     def _step(self, batch: dict[str, torch.Tensor]) -> None:
         import torch
@@ -197,7 +212,7 @@ class _Run:
         self.network.eval()
         logits, labels = [], []
         with torch.inference_mode(), self._autocast():
-            stream = batches(self._my_validation(), self.config.batch_size, self.pad_id, 0, 0)
+            stream = batches(self._my_validation(), self.batch_size, self.pad_id, 0, 0)
             for batch in stream:
                 inputs = {k: batch[k].to(self.worker.device) for k in ("input_ids", "attention_mask")}
                 logits.append(self.model(**inputs).logits.float().cpu().numpy())
@@ -259,7 +274,7 @@ class _Run:
         return context
 
     def _epoch_batches(self) -> int:
-        return batches_in(self.job.train_rows // self.worker.world_size, self.config.batch_size)
+        return batches_in(self.job.train_rows // self.worker.world_size, self.batch_size)
 
     def _steps(self) -> int:
         return -(-self._epoch_batches() // self.config.gradient_accumulation) * self.config.epochs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspm_ray.artifact import Artifact, cpu_count, filesystem, join
-from lspm_ray.cluster import DATA_TASK_CPUS, preflight, totals
+from lspm_ray.cluster import DATA_TASK_CPUS, TRAIN_START_TIMEOUT, preflight, totals
 from lspm_ray.config import Config
 from lspm_ray.errors import ResourceError, UserError
 from lspm_ray.progress import Report, channel
@@ -37,13 +38,16 @@ class Scaling(Config):
     max_failures: int
 
 
-def resolve(workers: WorkersConfig, have: dict[str, float], field: str = "finetune.workers") -> Scaling:
+def resolve(
+    workers: WorkersConfig, have: dict[str, float], field: str = "finetune.workers", *, grows: bool = False
+) -> Scaling:
     """Fill in the defaults and check that the cluster can hold the workers.
 
     Args:
         workers: as configured.
         have: CPUs and GPUs of the cluster.
         field: where the setting stands in the user's file, for the message.
+        grows: the cluster adds nodes for what was asked for by name: `use_gpu` or `num_workers`.
 
     Raises:
         ResourceError: the cluster can never run it.
@@ -56,15 +60,30 @@ def resolve(workers: WorkersConfig, have: dict[str, float], field: str = "finetu
         share = min(share, 4.0)
     cpus = workers.cpus_per_worker or np.floor(share * 4) / 4
     need = {"CPU": number * cpus + _DATA_CPUS} | ({"GPU": float(number)} if use_gpu else {})
-    preflight(f"training with {number} worker(s) of {cpus:g} CPU", need, have, setting=f"{field}.num_workers")
+    if not (grows and (workers.use_gpu or workers.num_workers)):
+        preflight(
+            f"training with {number} worker(s) of {cpus:g} CPU",
+            need,
+            have,
+            setting=f"{field}.num_workers",
+            otherwise="add nodes (or cluster.autoscales=true, if it adds them itself)",
+        )
     threads = workers.threads or max(1, cpu_count() // number if not use_gpu else 1)
     return Scaling(
         num_workers=number, use_gpu=use_gpu, cpus_per_worker=cpus, threads=threads, max_failures=workers.max_failures
     )
 
 
-def fit(job: TrainJob, workers: WorkersConfig, report: Report) -> tuple[Artifact, list[dict[str, float]]]:
+def fit(
+    job: TrainJob, workers: WorkersConfig, report: Report, wait_for_nodes_s: float | None = None
+) -> tuple[Artifact, list[dict[str, float]]]:
     """Train on the cluster; resumes from `job.work_uri` if it holds checkpoints.
+
+    Args:
+        job: what to train.
+        workers: on what.
+        report: progress.
+        wait_for_nodes_s: see `ClusterConfig.wait_for_nodes_s`.
 
     Returns:
         The best model (a model directory without tokenizer) and the metrics of each epoch.
@@ -77,7 +96,7 @@ def fit(job: TrainJob, workers: WorkersConfig, report: Report) -> tuple[Artifact
     from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    scaling = resolve(workers, totals())
+    scaling = _scaling(workers, totals(), wait_for_nodes_s, report)
     columns = _columns(job)
     data = ray.data.read_parquet(
         job.train_files, columns=columns, override_num_blocks=len(job.train_files), num_cpus=DATA_TASK_CPUS
@@ -105,6 +124,19 @@ def fit(job: TrainJob, workers: WorkersConfig, report: Report) -> tuple[Artifact
         )
         _run(trainer)
     return result(job)
+
+
+def _scaling(workers: WorkersConfig, have: dict[str, float], wait_for_nodes_s: float | None, report: Report) -> Scaling:
+    scaling = resolve(workers, have, grows=wait_for_nodes_s is not None)
+    if wait_for_nodes_s is None:
+        return scaling
+    # The driver has it in its environment already; a task on another node has not.
+    os.environ.setdefault(TRAIN_START_TIMEOUT, f"{wait_for_nodes_s:g}")
+    if workers.use_gpu is None and not scaling.use_gpu:
+        report("! training without a GPU: none is up, and only `workers.use_gpu: true` makes the cluster start one")
+    elif scaling.num_workers * scaling.use_gpu > have.get("GPU", 0):
+        report(f"waiting up to {wait_for_nodes_s:g} s for nodes with {scaling.num_workers} GPU(s)")
+    return scaling
 
 
 def fit_here(job: TrainJob, threads: int, report: Report) -> tuple[Artifact, list[dict[str, float]]]:
@@ -176,7 +208,10 @@ def _run(trainer: Any) -> None:
     except ControllerError as error:
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
             raise ResourceError(
-                f"the cluster did not start the training workers in time: {error}", field="finetune.workers"
+                f"the cluster did not start the training workers in time: {error}",
+                field="finetune.workers",
+                hint="Is something else holding them? A cluster that grows may be at its limit (max_workers, quotas), "
+                "or need longer: cluster.nodes_within_s",
             ) from None
         raise
     except TrainingFailedError as error:

@@ -22,5 +22,5 @@ class Validator(Plugin):
         """Scores [rows] of calibrated probabilities [rows, labels] for the given token ids.
 
         Must depend on each row alone, so that a score certified offline is the score computed live.
-        A score of NaN always escalates.
+        Must be finite: certification refuses anything else, and an answer whose live score is NaN is escalated.
         """

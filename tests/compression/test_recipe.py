@@ -1,8 +1,9 @@
 import pytest
 
 from lspm_ray.compression.compress import CompressConfig
-from lspm_ray.compression.recipe import VariantConfig, waves
-from lspm_ray.errors import ConfigError
+from lspm_ray.compression.recipe import VariantConfig, check_recipes, waves
+from lspm_ray.errors import ConfigError, ModelError
+from lspm_ray.models.shape import Shape
 
 
 def variants(**recipes):
@@ -52,3 +53,50 @@ def test_bad_recipes_are_refused(recipe, message):
 def test_bad_names_are_refused(name):
     with pytest.raises(ConfigError, match="cannot name a variant"):
         CompressConfig.parse({"variants": {name: {"recipe": ["onnx"]}}})
+
+
+BERT = Shape("bert", layers=6, max_tokens=512)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        [{"method": "distill_layers", "layers": 6}, "quantize_int8"],
+        [{"method": "distill_layers", "layers": 2}, "prune", "onnx"],
+        ["prune", "prune"],
+        ["prune", "distill_bag"],
+    ],
+)
+def test_recipes_that_fit(recipe):
+    check_recipes(variants(a=recipe), BERT)
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe", "message"),
+    [
+        (
+            BERT,
+            [{"method": "distill_layers", "layers": 7}],
+            r"a\.recipe\.0: `distill_layers`.*model.*6 layers \(got 7\)",
+        ),
+        (
+            BERT,
+            [{"method": "distill_layers", "layers": 2}] * 2 + [{"method": "distill_layers", "layers": 3}],
+            r"2 layers",
+        ),
+        (
+            BERT,
+            ["prune", "distill_layers"],
+            r"a\.recipe\.1: `distill_layers` does not fit the result of the step before",
+        ),
+        (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
+        (
+            Shape("distilbert", 6, 512),
+            ["prune"],
+            r"compress\.variants\.a\.recipe\.0: `prune`.*'distilbert'.*valid: bert",
+        ),
+    ],
+)
+def test_steps_that_do_not_fit_are_named(shape, recipe, message):
+    with pytest.raises(ModelError, match=message):
+        check_recipes(variants(b=["onnx"], a=recipe), shape)

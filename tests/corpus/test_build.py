@@ -15,7 +15,7 @@ import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.corpus.build import check_counts, run_serially
-from lspm_ray.corpus.config import SPLITS
+from lspm_ray.corpus.config import SPLITS, DataConfig
 from lspm_ray.corpus.consolidate import Keep, Match
 from lspm_ray.corpus.pack import Pack
 from lspm_ray.corpus.scan import Scan
@@ -82,14 +82,13 @@ def test_tokens_are_those_of_the_task(corpus: dict[str, Any], make_corpus: Make,
 
 
 def test_splits_are_disjoint_and_near_their_shares(corpus: dict[str, Any], make_corpus: Make) -> None:
-    made = make_corpus({**corpus, "splits": {"train": 0.4, "validation": 0, "test": 0.4}})
+    made = make_corpus({**corpus, "splits": {"train": 0.4, "validation": 0.05, "selection": 0.05, "test": 0.4}})
     counts = {split: sum(class_counts(made, split)) for split in SPLITS}
-    assert counts["validation"] == 0
+    assert 5 <= counts["validation"] <= 30
     assert 85 < counts["train"] < 155
     assert 85 < counts["test"] < 155
     ids = [set(read_split(made, split)["id"].to_pylist()) for split in SPLITS]
     assert sum(map(len, ids)) == len(set.union(*ids)) == 300
-    assert read_split(made, "validation").num_rows == 0
 
 
 def test_shards_have_equal_sizes_and_a_random_order(corpus: dict[str, Any], make_corpus: Make) -> None:
@@ -353,18 +352,39 @@ def test_an_empty_csv_with_a_header(corpus: dict[str, Any], make_corpus: Make, t
 
 
 def test_check_counts() -> None:
-    shares = dict.fromkeys(SPLITS, 0.2)
+    config = data_config()
     counts = np.full((5, 2), 9)
-    assert check_counts(counts, ["a", "b"], shares, False) == []
-    counts[3] = 0
-    with pytest.raises(DataError, match=r"data.splits.calibration: the calibration split has no row.*got 0.2"):
-        check_counts(counts, ["a", "b"], shares, False)
-    with pytest.raises(DataError, match=r"data.split_column: the calibration split has no row"):
-        check_counts(counts, ["a", "b"], shares, True)
-    counts = np.full((5, 2), 9)
+    assert check_counts(counts, ["a", "b"], config) == []
     counts[0, 1] = 0
     with pytest.raises(DataError, match=r"only one class has rows in the train split.*'a'"):
-        check_counts(counts, ["a", "b"], shares, False)
+        check_counts(counts, ["a", "b"], config)
+
+
+@pytest.mark.parametrize(
+    ("split", "changes", "message"),
+    [
+        (
+            "calibration",
+            {},
+            r"data\.splits\.calibration: the calibration split has no row; .* 72 .*got 0\.1.*larger share",
+        ),
+        ("test", {"test_source": "t.csv"}, r"data\.test_source: the test split has no row.*'t\.csv'"),
+        (
+            "selection",
+            {"split_column": "part", "splits": {"train": 0.7, "selection": 0}},
+            r"data\.split_column: the selection split has no row.*'part'.*or give data\.splits\.selection a share",
+        ),
+    ],
+)
+def test_an_empty_split_says_where_its_rows_should_come_from(split: str, changes: dict[str, Any], message: str) -> None:
+    counts = np.full((5, 2), 9)
+    counts[SPLITS.index(split)] = 0
+    with pytest.raises(DataError, match=message):
+        check_counts(counts, ["a", "b"], data_config(**changes))
+
+
+def data_config(**changes: Any) -> DataConfig:
+    return DataConfig.parse({"source": "x.csv", "text": "text", "label": "label", **changes})
 
 
 # Running

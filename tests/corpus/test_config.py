@@ -26,6 +26,11 @@ def test_default_shares_sum_to_one() -> None:
         ({"splits": {"train": 0.9}}, "must sum to 1, not 1.3"),
         ({"splits": {"train": 0}}, "splits.train"),
         ({"splits": {"dev": 0.1}}, "unknown key"),
+        (
+            {"splits": {"train": 0.8, "validation": 0, "test": 0}},
+            "give splits.validation and splits.test a share above 0",
+        ),
+        ({"splits": {"train": 0.7, "validation": 0}, "test_source": "y.csv"}, "give splits.validation a share above 0"),
         ({"labels": ["a"]}, "at least two labels"),
         ({"labels": ["a", "a"]}, "listed twice"),
         ({"labels": {0: "same", 1: "same"}}, "at least two labels"),
@@ -50,6 +55,11 @@ def test_bad_settings_are_refused_with_a_reason(changes: dict[str, Any], message
     with pytest.raises(ConfigError, match="problem") as caught:
         make(**changes)
     assert message in str(caught.value)
+
+
+def test_splits_whose_rows_are_given_need_no_share() -> None:
+    assert make(test_source="y.csv", splits={"train": 0.7, "test": 0}).splits.test == 0
+    assert make(split_column="part", splits={"train": 1, **dict.fromkeys(SPLITS[1:], 0)}).splits.train == 1
 
 
 def test_label_values_become_text_whatever_yaml_made_of_them() -> None:

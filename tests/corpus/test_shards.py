@@ -46,6 +46,8 @@ def test_a_flipped_byte_is_found(corpus: Artifact) -> None:
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"part-00000.parquet: content does not match"):
         read_split(corpus, "train")
+    with pytest.raises(ArtifactError, match=r"part-00000.parquet: content does not match"):
+        split_files(corpus, "train")
 
 
 def test_an_artifact_of_another_kind_is_refused(store: ArtifactStore) -> None:

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from lspm_ray.artifact import ArtifactStore
 from lspm_ray.errors import ModelError
+from lspm_ray.models.base import base
 from lspm_ray.models.directory import load_model, load_tokenizer, read_labels
-from lspm_ray.models.source import ModelConfig, copy, locate
+from lspm_ray.models.source import ModelConfig, copy, fingerprint, locate
 from tests.toys import LABELS, toy_model_dir
 
 
@@ -103,3 +105,13 @@ def test_fresh_head_takes_new_labels(directory):
     model = load_model(directory, labels=["a", "b", "c"])
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.classifier.out_features == 3
+
+
+def test_another_content_is_another_base(directory, tmp_path):
+    store, model = ArtifactStore(str(tmp_path / "store")), ModelConfig(name=str(directory))
+    first = base(model, store)
+    assert base(model, store).uri == first.uri
+    edit(directory, hidden_dropout_prob=0.3)
+    second = base(model, store)
+    assert second.uri != first.uri and second.digest != first.digest
+    assert fingerprint(ModelConfig(name="org/model", revision="main")) is None

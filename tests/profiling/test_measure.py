@@ -2,18 +2,22 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lspm_ray.artifact import ArtifactStore
+from lspm_ray.errors import ConfigError
 from lspm_ray.profiling.baselines import linear, majority
 from lspm_ray.profiling.measure import Bench, size_mb, summarize
+from lspm_ray.profiling.profile import ProfileConfig
 from tests.toy_corpus import toy_corpus
 from tests.toys import toy_model_artifact, toy_model_dir
 
 
 def test_bench_measures_the_served_object(tmp_path):
     artifact = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
-    bench = Bench(artifact.uri, 1, [np.arange(5, 5 + n) for n in range(1, 12)], cell_s=0.02)
+    bench = Bench(artifact.uri, 1, False, [np.arange(5, 5 + n) for n in range(1, 12)], cell_s=0.02)
     assert bench.load_time() > 0
     assert len(bench.latencies()) >= 2 and min(bench.latencies()) > 0
     assert bench.rows_per_s(8) > 0
@@ -22,7 +26,7 @@ def test_bench_measures_the_served_object(tmp_path):
 
 def test_every_example_is_used_in_turn(tmp_path):
     artifact = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
-    bench = Bench(artifact.uri, 1, [np.array([n]) for n in (1, 2, 3)], cell_s=0.01)
+    bench = Bench(artifact.uri, 1, False, [np.array([n]) for n in (1, 2, 3)], cell_s=0.01)
     start = bench._next
     taken = [int(example[0]) for example in bench._take(7)]
     assert taken == [(start + i) % 3 + 1 for i in range(7)]
@@ -58,6 +62,19 @@ def test_summary_is_the_median_of_medians_and_the_tail_of_all():
     assert p99 == pytest.approx(np.percentile(np.concatenate(rounds), 99))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], "batch_sizes: List should have at least 1 item"),
+        ([8, 0], r"batch_sizes\.1: Input should be greater than 0"),
+        ([-8], r"batch_sizes\.0: Input should be greater than 0"),
+    ],
+)
+def test_batch_sizes_that_cannot_be_measured(sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        ProfileConfig.parse({"batch_sizes": sizes})
+
+
 def test_majority_is_the_class_shares():
     logits = majority([30, 70, 0], rows=2)
     assert logits.shape == (2, 3)
@@ -73,3 +90,26 @@ def test_linear_baseline_learns_the_toy(tmp_path):
     truth = read_split(data, "test", ["label"])["label"].to_numpy()
     assert (logits["test"].argmax(1) == truth).mean() > 0.85
     assert np.exp(logits["test"]).sum(1) == pytest.approx(np.ones(len(truth)), abs=1e-5)
+
+
+def labelled(store, texts):
+    """A corpus of these texts in the training and the test split, labels in turn."""
+
+    def build(draft):
+        table = pa.table({"text": texts, "label": pa.array([row % 2 for row in range(len(texts))], pa.int64())})
+        for split in ("train", "test"):
+            (draft.path / split).mkdir()
+            pq.write_table(table, draft.path / split / "part-00000.parquet")
+        draft.summary["class_counts"] = {"train": [1, 1], "test": [1, 1]}
+
+    return store.make("prepare", {"texts": texts}, {}, build)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["red dress", "blue shirt"], ["a b", "c d"], ["好", "坏"], ["!!", "??"], ["bad", "!"]],
+    ids=["no word occurs twice", "words of one letter", "one sign each", "no words", "no word in some"],
+)
+def test_linear_baseline_is_fitted_whatever_the_texts(tmp_path, texts):
+    logits, _ = linear(labelled(ArtifactStore(str(tmp_path)), texts).uri, ["test"])
+    assert logits["test"].argmax(1).tolist() == [0, 1]

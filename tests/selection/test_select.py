@@ -37,7 +37,7 @@ def logits_for(labels, right, sure, seed):
 class World:
     """A store with a corpus, models, their outputs and a profile."""
 
-    def __init__(self, root: Path, cheap_right=0.93, sure=False, cost=0.05):
+    def __init__(self, root: Path, cheap_right=0.93, sure=False, cost=0.05, lucky=False):
         self.store = ArtifactStore(str(root))
         self.data = toy_corpus(self.store, ROWS)
         self.models = {
@@ -46,6 +46,7 @@ class World:
             "middle": toy_model_artifact(self.store, "variant-b", "bag", seed=5),
         }
         quality = {"full": (0.97, False, 0), "cheap": (cheap_right, sure, 1), "middle": (0.97, False, 0)}
+        self.lucky = lucky
         self.outputs = {name: self._outputs(name, *quality[name]) for name in self.models}
         costs = {"full": 1.0, "cheap": cost, "middle": 0.5}
         self.profile = self._profile(costs)
@@ -54,7 +55,8 @@ class World:
         def build(draft):
             for number, split in enumerate(EVALUATION_SPLITS):
                 table = read_split(self.data, split, ["id", "label"])
-                logits = logits_for(table["label"].to_numpy(), right, sure, [seed, number])
+                always = self.lucky and name == "cheap" and split == "selection"
+                logits = logits_for(table["label"].to_numpy(), 1.0 if always else right, sure, [seed, number])
                 if name == "middle":  # full's own answers, but for a few
                     other = np.random.default_rng([9, number]).random(len(logits)) < 0.004
                     logits = np.where(other[:, None], -logits, logits)
@@ -228,9 +230,28 @@ def test_a_lenient_alpha_lets_the_variant_serve_alone(world):
 
 
 def test_constraints_reject_by_name(world):
-    plan, _ = read_plan(world.select(alpha=0.02, constraints={"max_memory_mb": 100}))
-    assert [stage.model.name for stage in plan.stages] == ["full"]
-    assert "100 MB are allowed" in plan.reasons["cheap"]
+    plan, _ = read_plan(world.select(alpha=0.02, constraints={"max_memory_mb": 400}))
+    assert [stage.model.name for stage in plan.stages] == ["middle"]
+    assert "peak memory is 600 MB, 400 MB are allowed" in plan.reasons["cheap"]
+
+
+def test_a_limit_that_nothing_keeps_is_an_error(world):
+    with pytest.raises(ConfigError, match=r"select\.constraints: nothing may be served\. full: peak memory is 300 MB"):
+        world.select(alpha=0.02, constraints={"max_memory_mb": 100})
+
+
+def test_what_was_to_serve_alone_keeps_the_limits_with_the_second_model_too(tmp_path):
+    world = World(tmp_path, lucky=True)
+    alone = json.loads(world.select(alpha=0.02).read_bytes("options.json"))
+    assert next(option for option in alone if option["first"] == "cheap")["last"] is None
+    plan, certificate = read_plan(world.select(alpha=0.02, constraints={"max_memory_mb": 400}))
+    assert [stage.model.name for stage in plan.stages] == ["full"] and certificate is None
+    assert plan.reasons["cheap"].startswith("certified before ")
+
+
+def test_the_plan_cuts_texts_where_the_corpus_did(world):
+    plan, _ = read_plan(world.select(alpha=0.02))
+    assert plan.max_characters == world.data.manifest.config.get("data", {}).get("max_characters")
 
 
 def test_the_first_variant_can_be_forced(world):

@@ -1,11 +1,12 @@
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from lspm_ray.serving.batching import Batcher
-from lspm_ray.serving.cascade import QueueFull
+from lspm_ray.serving.cascade import QueueFull, StageDown
 
 
 class Doubler:
@@ -133,3 +134,35 @@ def test_a_failed_call_reaches_every_caller_and_the_next_one_works(result: Any) 
         assert await batcher.submit([2]) == [4]
 
     scenario(body)
+
+
+def test_a_cancelled_computation_fails_its_callers_and_not_the_next_ones() -> None:
+    calls: list[list[int]] = []
+
+    async def run(rows: list[int]) -> list[int]:
+        calls.append(rows)
+        if len(calls) == 1:
+            raise asyncio.CancelledError
+        return rows
+
+    async def main() -> None:
+        async with asyncio.timeout(10):
+            batcher = Batcher[int, list[int]](run, max_rows=10)
+            lost = await asyncio.gather(batcher.submit([1]), batcher.submit([2]), return_exceptions=True)
+            assert [type(error) for error in lost] == [StageDown, StageDown]
+            assert await batcher.submit([3]) == [3]
+
+    asyncio.run(main())
+
+
+def test_a_batch_runs_in_no_request_s_context() -> None:
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+
+    async def run(rows: list[int]) -> list[str]:
+        return [request.get()] * len(rows)
+
+    async def main() -> None:
+        request.set("mine")
+        assert await Batcher[int, list[str]](run, max_rows=10).submit([1]) == ["none"]
+
+    asyncio.run(main())

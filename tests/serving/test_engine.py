@@ -106,16 +106,16 @@ class Blocking(Predictor):
     """Computes until it is told to stop."""
 
     def __init__(self) -> None:
-        super().__init__(["no", "yes"], 0, 1000)
+        super().__init__(["no", "yes"])
         self.threads: list[int] = []
         self.entered = threading.Event()
         self.leave = threading.Event()
 
-    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def predict(self, batch: Sequence[Encoded]) -> NDArray[np.float32]:
         self.threads.append(threading.get_ident())
         self.entered.set()
         assert self.leave.wait(10)
-        return np.zeros((len(ids), 2), dtype=np.float32)
+        return np.zeros((len(batch), 2), dtype=np.float32)
 
 
 ROW = np.arange(3, dtype=np.int64)

@@ -65,7 +65,7 @@ def test_every_route_answers(http: httpx2.Client, toy_select: Artifact) -> None:
     response = http.post("/v1/predict", json={"text": "love it"}, headers={"x-request-id": "mine"})
     assert response.headers.get_list("x-request-id") == ["mine"]
     assert response.json()["answers"][0]["certificate_id"] == certificate
-    assert [m["role"] for m in http.get("/v1/models").json()["models"]] == ["first", "full"]
+    assert [m["role"] for m in http.get("/v1/models").json()["models"]] == ["first", "last"]
     assert http.get("/v1/plan").json()["certificate"]["id"] == certificate
     assert http.get("/healthz").status_code == http.get("/readyz").status_code == http.get("/docs").status_code == 200
     assert "lspm_answers_total{" in http.get("/metrics").text

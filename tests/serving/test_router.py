@@ -77,7 +77,7 @@ class ToyCore:
             CascadeAnswer("yes", 0.9, "full", True, 0.1, "low_score")
             if "!" in text
             else CascadeAnswer("no", 0.8, "small", False, 0.9, None)
-            for text in clean(texts)
+            for text in clean(texts, None)
         ]
 
     async def not_ready(self) -> str | None:
@@ -355,7 +355,7 @@ def test_models(client: TestClient) -> None:
     assert body["labels"] == ["no", "yes"]
     assert [(m["name"], m["role"], m["threshold"]) for m in body["models"]] == [
         ("small", "first", 0.8),
-        ("full", "full", None),
+        ("full", "last", None),
     ]
     assert "/models/small" not in json.dumps(body)
 

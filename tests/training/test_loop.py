@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from lspm_ray.artifact import ArtifactStore
@@ -101,6 +102,27 @@ def test_killed_and_resumed_equals_uninterrupted(job, monkeypatch, kill_at, accu
     resumed, again, _ = train(job("broken", **settings))
     assert without_time(again) == without_time(history)
     assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_resumed_with_another_number_of_workers_says_so(job, monkeypatch):
+    begun = job("a")
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: (_ for _ in ()).throw(KilledError))
+    half = loop.Worker(
+        rank=0,
+        world_size=2,
+        device=torch.device("cpu"),
+        train_chunks=lambda rows: file_chunks(begun.train_files[:2], ["input_ids", "label"], rows),
+        validation_chunks=lambda rows: iter(()),
+        prepare=lambda model: model,
+        gather=lambda array: array,
+        report=lambda values: None,
+    )
+    with pytest.raises(KilledError):
+        loop.train(begun, half)
+    monkeypatch.undo()
+    _, history, lines = train(begun)
+    assert len(history) == 3
+    assert any("resumed with 1 workers instead of 2" in line for line in lines)
 
 
 def test_running_a_finished_job_again_changes_nothing(job):

@@ -9,11 +9,12 @@ import pytest
 from safetensors.torch import load_file
 
 from lspm_ray.artifact import ArtifactStore
+from lspm_ray.cluster import TRAIN_START_TIMEOUT
 from lspm_ray.corpus.shards import class_counts, split_files
 from lspm_ray.errors import ResourceError
 from lspm_ray.training.config import TrainConfig, WorkersConfig
 from lspm_ray.training.loop import TrainJob
-from lspm_ray.training.trainer import fit, resolve
+from lspm_ray.training.trainer import _scaling, fit, resolve
 from tests.toy_corpus import toy_corpus
 from tests.toys import LABELS, toy_model_artifact
 
@@ -36,6 +37,33 @@ def test_defaults_fit_one_core_and_a_gpu_node():
 def test_what_can_never_run_is_an_error(workers, have, message):
     with pytest.raises(ResourceError, match=message):
         resolve(WorkersConfig.parse(workers), have)
+
+
+@pytest.mark.parametrize("asked", [{"use_gpu": True}, {"use_gpu": True, "num_workers": 4}, {"num_workers": 64}])
+def test_a_cluster_that_grows_is_asked_for_what_it_does_not_have_yet(asked):
+    workers = WorkersConfig.parse(asked)
+    with pytest.raises(ResourceError, match=r"cluster\.autoscales=true"):
+        resolve(workers, {"CPU": 2.0})
+    scaling = resolve(workers, {"CPU": 2.0}, grows=True)
+    assert (scaling.use_gpu, scaling.num_workers) == (asked.get("use_gpu", False), asked.get("num_workers", 1))
+
+
+def test_a_cluster_that_grows_is_not_asked_for_what_nobody_wanted():
+    with pytest.raises(ResourceError, match=r"needs 3\.5 CPU"):
+        resolve(WorkersConfig(cpus_per_worker=3), {"CPU": 2.0}, grows=True)
+
+
+def test_training_without_the_gpus_that_a_cluster_could_start_is_said(monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop(TRAIN_START_TIMEOUT, None)
+    lines: list[str] = []
+    assert not _scaling(WorkersConfig(), {"CPU": 2.0}, 60.0, lines.append).use_gpu
+    assert "use_gpu: true" in lines.pop()
+    assert _scaling(WorkersConfig(use_gpu=True, num_workers=2), {"CPU": 2.0}, 60.0, lines.append).use_gpu
+    assert lines == ["waiting up to 60 s for nodes with 2 GPU(s)"]
+    assert os.environ[TRAIN_START_TIMEOUT] == "60"
+    _scaling(WorkersConfig(), {"CPU": 2.0}, None, lines.append)
+    assert len(lines) == 1
 
 
 def job(store: ArtifactStore, work: Path, **config) -> TrainJob:

@@ -1,5 +1,6 @@
 """A bag-of-n-grams student: hundreds of times cheaper, for the inputs that are easy."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -7,6 +8,7 @@ from pydantic import Field
 
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.models.directory import load_tokenizer, read_labels, save_model
+from lspm_ray.models.shape import Shape
 from lspm_ray.models.source import read_config
 from lspm_ray.training.config import DistillConfig, TrainConfig
 
@@ -34,6 +36,12 @@ class DistillBag(Method):
         epochs=12, batch_size=64, learning_rate=5e-3, weight_decay=0.0, precision="fp32", patience=3, metric="loss"
     )
     distill: DistillConfig = DistillConfig()
+
+    def check(self, shape: Shape) -> Shape:
+        """Fits every model; its result has no layers."""
+        from lspm_ray.models.bag_of_ngrams import BagOfNgramsConfig
+
+        return replace(shape, model_type=BagOfNgramsConfig.model_type, layers=0)
 
     def apply(self, source: Path, target: Path, context: Context) -> None:
         """Write the trained student. Only the tokenizer and the labels of `source` are used."""

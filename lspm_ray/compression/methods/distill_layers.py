@@ -1,6 +1,7 @@
 """A shallower transformer, initialised from the full model's layers and taught by its outputs."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.errors import ModelError
 from lspm_ray.models.directory import load_model, load_tokenizer, save_model
+from lspm_ray.models.shape import Shape
 from lspm_ray.training.config import DistillConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -31,6 +33,15 @@ class DistillLayers(Method):
     layers: int = Field(2, ge=1)
     train: TrainConfig = TrainConfig(epochs=3, learning_rate=1e-4)
     distill: DistillConfig = DistillConfig()
+
+    def check(self, shape: Shape) -> Shape:
+        """Fits a model of at least `layers` layers.
+
+        Raises:
+            ModelError: it has fewer.
+        """
+        _check_count(shape.layers, self.layers)
+        return replace(shape, layers=self.layers)
 
     def apply(self, source: Path, target: Path, context: Context) -> None:
         """Write the distilled student.
@@ -54,8 +65,7 @@ def keep_layers(model: "PreTrainedModel", count: int) -> "PreTrainedModel":
 
     student = copy.deepcopy(model)
     total = int(getattr(student.config, "num_hidden_layers", 0) or 0)
-    if total < count:
-        raise ModelError(f"the model has {total} layers", field="distill_layers.layers", value=count)
+    _check_count(total, count)
     lists = [(p, n, m) for p in student.modules() for n, m in p.named_children() if _is_stack(m, total)]
     if len(lists) != 1:
         raise ModelError(
@@ -69,6 +79,11 @@ def keep_layers(model: "PreTrainedModel", count: int) -> "PreTrainedModel":
     setattr(parent, name, nn.ModuleList(layers[int(index)] for index in kept))
     student.config.num_hidden_layers = count
     return student
+
+
+def _check_count(total: int, count: int) -> None:
+    if total < count:
+        raise ModelError(f"the model has {total} layers", field="distill_layers.layers", value=count)
 
 
 def _is_stack(module: "nn.Module", total: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,11 +17,13 @@ from lspm_ray.models.pruned import (
     Layer,
     PrunedConfig,
     PrunedForSequenceClassification,
+    check_family,
     encoder_layers,
     head_count,
     head_size,
     shrink,
 )
+from lspm_ray.models.shape import Shape
 from lspm_ray.training.batches import TRAIN_COLUMNS, batches
 from lspm_ray.training.config import DistillConfig, TrainConfig
 from lspm_ray.training.trainer import file_chunks
@@ -51,6 +54,16 @@ class Prune(Method):
     importance_rows: int = Field(256, ge=1)
     train: TrainConfig = TrainConfig(epochs=1, learning_rate=5e-5)
     distill: DistillConfig = DistillConfig()
+
+    def check(self, shape: Shape) -> Shape:
+        """Fits BERT-like models and those already pruned; the layers of its result can no longer be left out.
+
+        Raises:
+            ModelError: the model's family is not supported.
+        """
+        if shape.model_type != PrunedConfig.model_type:
+            check_family(shape.model_type)
+        return replace(shape, model_type=PrunedConfig.model_type, layers=0)
 
     def apply(self, source: Path, target: Path, context: Context) -> None:
         """Write the pruned and recovered model.

@@ -19,8 +19,8 @@ ONNX_FILE = "model.onnx"
 class OnnxRuntime(Runtime):
     """ONNX Runtime, CPU execution provider."""
 
-    def load(self, directory: Path, threads: int) -> Predictor:
-        """Load `model.onnx`.
+    def load(self, directory: Path, threads: int, gpu: bool) -> Predictor:
+        """Load `model.onnx`; it has no use for a GPU.
 
         Raises:
             ModelError: the directory has no `model.onnx`.

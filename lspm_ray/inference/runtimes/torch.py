@@ -1,4 +1,4 @@
-"""Run a model with PyTorch, on the GPU where there is one."""
+"""Run a model with PyTorch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lspm_ray.errors import ResourceError
 from lspm_ray.inference.batching import CPU_BATCH_TOKENS, CPU_CALL_TOKENS, GPU_BATCH_TOKENS, micro_batches, pad
 from lspm_ray.inference.predictor import Predictor, Runtime, pad_id_of
 from lspm_ray.models.directory import load_model, read_labels
@@ -14,22 +15,21 @@ from lspm_ray.tasks import Encoded
 
 
 class TorchRuntime(Runtime):
-    """Eager PyTorch in float32 on the CPU, bfloat16 autocast on a GPU.
+    """Eager PyTorch in float32 on the CPU, bfloat16 autocast on a GPU."""
 
-    Attributes:
-        device: `cpu`, `cuda`, or None for the GPU if this process was given one.
-    """
+    def load(self, directory: Path, threads: int, gpu: bool) -> Predictor:
+        """Load onto the device. On the CPU the number of threads is set for the whole process.
 
-    device: str | None = None
-
-    def load(self, directory: Path, threads: int) -> Predictor:
-        """Load onto the device. On the CPU the number of threads is set for the whole process."""
+        Raises:
+            ResourceError: a GPU is asked for and there is none.
+        """
         import torch
 
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "cpu":
+        if gpu and not torch.cuda.is_available():
+            raise ResourceError("a GPU is asked for, and this process sees none", field="gpu")
+        if not gpu:
             torch.set_num_threads(threads)
-        model = load_model(directory).eval().to(device)
+        model = load_model(directory).eval().to("cuda" if gpu else "cpu")
         return TorchPredictor(model, read_labels(directory), pad_id_of(directory))
 
 

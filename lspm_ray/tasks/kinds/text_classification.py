@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,6 @@ class TextClassification(Task):
             `sqrt` by its square root (a compromise between accuracy and balanced accuracy).
         label_smoothing: probability mass spread over the wrong labels, in [0, 1).
     """
-
-    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
 
     max_length: int = Field(128, ge=4)
     class_weight: Literal["none", "sqrt", "balanced"] = "none"

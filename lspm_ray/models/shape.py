@@ -1,0 +1,88 @@
+"""What config.json tells about a model before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lspm_ray.errors import ConfigError, ModelError
+from lspm_ray.models.directory import register
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# Their first token has the position after that of padding; the positions up to there are never used.
+_COUNT_FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a task and a recipe have to fit.
+
+    Attributes:
+        model_type: family, as transformers calls it.
+        layers: transformer layers; 0 if there are none that can be told apart.
+        max_tokens: longest input, special tokens included; None if the family has no limit.
+    """
+
+    model_type: str
+    layers: int
+    max_tokens: int | None
+
+    def check_length(self, max_length: int) -> None:
+        """Refuse inputs that are longer than the model's positions.
+
+        Raises:
+            ConfigError: says how long they may be.
+        """
+        if self.max_tokens is not None and max_length > self.max_tokens:
+            raise ConfigError(
+                f"the model takes {self.max_tokens} tokens at most",
+                field="task.max_length",
+                value=max_length,
+                hint=f"Set task.max_length={self.max_tokens} or less, or take a model for longer texts",
+            )
+
+
+def shape_of(raw: dict[str, Any], name: str) -> Shape:
+    """The shape of a model.
+
+    Args:
+        raw: content of its `config.json`.
+        name: what the user calls it.
+
+    Raises:
+        ModelError: transformers does not know the family, or cannot use the values.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    register()
+    fields = dict(raw)
+    try:
+        # Families give the same thing different names; the class knows them, and the defaults of what is not said.
+        config = AutoConfig.for_model(str(fields.pop("model_type", None)), **fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise ModelError(f"config.json cannot be used: {first}", field="model.name", value=name) from None
+    return Shape(config.model_type, int(getattr(config, "num_hidden_layers", 0) or 0), _max_tokens(config))
+
+
+def _max_tokens(config: PreTrainedConfig) -> int | None:
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    if positions <= 0 or not getattr(config, "position_biased_input", True):
+        return None  # positions are relative to each other
+    padding = config.pad_token_id
+    return positions - padding - 1 if config.model_type in _COUNT_FROM_PADDING and padding is not None else positions
