@@ -4,21 +4,24 @@
 
 Every contender runs in a process tree of its own, with a Ray cluster of its own, one after the other in each round
 (A B C ..., A B C ...), so that a slow minute of the machine hits all of them. Reported are medians over the rounds.
-The load is closed: a fixed number of connections, each sending its next text when the answer to the last one is there.
+Two loads: closed (a number of connections, each sending its next text when the answer to the last one is there) for
+throughput, and open (texts arrive at random at a given rate, answered or not) for latencies that can be compared.
 CPU time is that of the contender's whole process tree, from /proc; the client's is reported apart.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -40,6 +43,8 @@ CONTENDERS = {
 }
 PLAIN_BATCH = 32
 LOOP_BATCH = 64
+_OPEN_CONNECTIONS = 128
+_PATIENCE_S = 60.0
 _LABEL = re.compile(rb'"label":\s*"((?:[^"\\]|\\.)*)"')
 
 
@@ -58,24 +63,26 @@ class Load:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection: a bare HTTP client, because a full one costs more CPU time than some servers."""
+    """One keep-alive connection: a bare HTTP client, because a full one costs more CPU time than some servers.
 
-    def __init__(self, requests: Sequence[bytes], order: Iterator[int], until: float, load: Load) -> None:
-        self.requests, self.order, self.until, self.load = requests, order, until, load
+    Args:
+        load: where answers are counted.
+        idle: called when the connection may be used: after it was made, and after each answer.
+    """
+
+    def __init__(self, load: Load, idle: Callable[["Connection"], None]) -> None:
+        self.load, self.idle = load, idle
         self.buffer = b""
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.send()
+        self.idle(self)
 
-    def send(self) -> None:
-        if time.perf_counter() >= self.until:
-            self.transport.close()
-            return
-        self.index = next(self.order)
-        self.start = time.perf_counter()
-        self.transport.write(self.requests[self.index])
+    def ask(self, index: int, request: bytes, due: float) -> None:
+        """Send a request whose latency counts from `due`, seconds on the clock of `time.perf_counter`."""
+        self.index, self.start = index, due
+        self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -91,41 +98,87 @@ class Connection(asyncio.Protocol):
         if status == 200 and (found := _LABEL.search(rest)):
             self.load.labels[self.index] = found[1]
         self.buffer = rest[size:]
-        self.send()
+        self.idle(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
 
 
-async def run_load(port: int, texts: Sequence[str], connections: int, seconds: float) -> Load:
-    """Closed loop over `connections` for `seconds`."""
+async def closed_loop(port: int, texts: Sequence[str], connections: int, seconds: float) -> Load:
+    """Each of some connections asks again as soon as it was answered: how much a contender can do."""
     requests = [http_request(text) for text in texts]
-    load = Load()
-    order = cycle(len(requests))
+    load, order = Load(), itertools.cycle(range(len(requests)))
     cpu, start = time.process_time(), time.perf_counter()
+
+    def idle(connection: Connection) -> None:
+        if (now := time.perf_counter()) >= start + seconds:
+            connection.transport.close()
+        else:
+            index = next(order)
+            connection.ask(index, requests[index], now)
+
     while (left := start + seconds - time.perf_counter()) > 0:
         # A connection that the server closes is opened again.
-        loop = asyncio.get_running_loop()
-        made = [
-            await loop.create_connection(lambda: Connection(requests, order, start + seconds, load), "127.0.0.1", port)
-            for _ in range(connections)
-        ]
-        await asyncio.wait([protocol.closed for _, protocol in made], timeout=left + 60)
+        made = [await connect(port, load, idle) for _ in range(connections)]
+        await asyncio.wait([connection.closed for connection in made], timeout=left + _PATIENCE_S)
     load.seconds = time.perf_counter() - start
     load.client_cpu_s = time.process_time() - cpu
     return load
+
+
+async def open_loop(port: int, texts: Sequence[str], rate: float, seconds: float) -> Load:
+    """Requests arrive at random times, `rate` per second on average, whether or not earlier ones were answered.
+
+    Latency counts from the arrival, so that waiting for a slow server is not left out. What has no answer when the
+    patience ends counts as status 0.
+    """
+    requests = [http_request(text) for text in texts]
+    gaps = random.Random(0)
+    load, free, waiting = Load(), list[Connection](), deque[tuple[int, float]]()
+    all_answered = asyncio.Event()
+    cpu, start, sent = time.process_time(), time.perf_counter(), 0
+
+    def idle(connection: Connection) -> None:
+        if waiting:
+            index, due = waiting.popleft()
+            connection.ask(index, requests[index], due)
+        else:
+            free.append(connection)
+        if load.statuses.total() == sent:
+            all_answered.set()
+
+    made = [await connect(port, load, idle) for _ in range(_OPEN_CONNECTIONS)]
+    due = start
+    while (due := due + gaps.expovariate(rate)) < start + seconds:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        waiting.append((sent % len(requests), due))
+        sent += 1
+        all_answered.clear()
+        if free:
+            idle(free.pop())
+    load.seconds = time.perf_counter() - start
+    with suppress(TimeoutError):
+        await asyncio.wait_for(all_answered.wait(), _PATIENCE_S)
+    load.client_cpu_s = time.process_time() - cpu
+    if missing := sent - load.statuses.total():
+        load.statuses[0] = missing
+    for connection in made:
+        connection.transport.close()
+    return load
+
+
+async def connect(port: int, load: Load, idle: Callable[[Connection], None]) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: Connection(load, idle), "127.0.0.1", port
+    )
+    return connection
 
 
 def http_request(text: str) -> bytes:
     body = json.dumps({"text": text}).encode()
     head = f"POST /v1/predict HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
-
-
-def cycle(count: int) -> Iterator[int]:
-    while True:
-        yield from range(count)
 
 
 # What a process tree costs
@@ -325,13 +378,15 @@ def measure_server(name: str, options: argparse.Namespace, texts: Sequence[str])
                     break
             else:
                 raise SystemExit(f"{name} did not start: see {log}")
-            asyncio.run(run_load(port, texts, max(options.concurrency), options.warmup))
-            for connections in options.concurrency:
+            asyncio.run(closed_loop(port, texts, max(options.concurrency), options.warmup))
+            loads = [("concurrency", closed_loop, value) for value in options.concurrency]
+            loads += [("rate", open_loop, value) for value in options.rate]
+            for kind, run, value in loads:
                 before = cpu_seconds(process.pid)
-                load = asyncio.run(run_load(port, texts, connections, options.seconds))
+                load = asyncio.run(run(port, texts, value, options.seconds))
                 cpu = cpu_seconds(process.pid) - before
                 found = figures(len(load.latencies_s), load.seconds, load.latencies_s, cpu)
-                found["concurrency"] = connections
+                found[kind] = value
                 found["statuses"] = dict(load.statuses)
                 found["client_cpu_us_per_request"] = round(1e6 * load.client_cpu_s / max(1, len(load.latencies_s)))
                 found["client_busy"] = round(load.client_cpu_s / load.seconds, 3)
@@ -389,12 +444,13 @@ def measure_loop(options: argparse.Namespace, texts_file: Path) -> dict[str, Any
 
 
 def summarise(rounds: list[dict[str, list[dict[str, Any]]]], reference: dict[int, str]) -> dict[str, Any]:
-    """Medians per contender and concurrency, and how often its label is the full model's."""
+    """Medians per contender and load, and how often its label is the full model's."""
     summary: dict[str, Any] = {}
     for name in rounds[0]:
         for position, first in enumerate(rounds[0][name]):
             runs = [one[name][position] for one in rounds]
-            key = name if first.get("concurrency") is None else f"{name}@{first['concurrency']}"
+            key = name + (f"@{first['concurrency']}" if "concurrency" in first else "")
+            key += f"@{first['rate']:g}/s" if "rate" in first else ""
             numbers = [figure for figure, value in first.items() if isinstance(value, int | float)]
             medians = {figure: median(run[figure] for run in runs) for figure in numbers}
             pairs = [(label, reference.get(index)) for run in runs for index, label in run["labels"].items()]
@@ -411,11 +467,13 @@ def summarise(rounds: list[dict[str, list[dict[str, Any]]]], reference: dict[int
 
 
 def ratios(summary: dict[str, Any]) -> dict[str, float]:
-    """Throughput of the cascade over that of every other contender at the same concurrency."""
+    """Throughput of the cascade over that of every other contender at the same number of connections."""
     found = {}
     for key, value in summary.items():
         name, _, concurrency = key.partition("@")
         for ours, mine in summary.items():
+            if "/s" in ours or "/s" in key:
+                continue  # everybody who keeps up with a given rate has the same throughput
             if ours.startswith("cascade@") and name != "cascade" and concurrency in ("", ours.partition("@")[2]):
                 found[f"{ours} / {key}"] = round(mine["texts_per_s"] / value["texts_per_s"], 2)
     return found
@@ -525,6 +583,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--column", default="text", help="column with the text")
     parser.add_argument("--max-texts", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16])
+    parser.add_argument("--rate", type=float, nargs="*", default=[20.0], help="texts per second of the open load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--warmup", type=float, default=5.0)

@@ -76,12 +76,17 @@ def test_dry_run_checks_and_makes_nothing(finished_run, lspm, tmp_path):
 
 
 KILLS = {
+    "base": ".lock",
     "prepare": ".partial/prepare-*",
     "finetune": ".work/finetune-*/step-*/manifest.json",
+    "teach": ".partial/teach-*",
     "compress": ".work/variant-*/train/step-*/manifest.json",
     "outputs": ".partial/outputs-*",
     "profile": ".partial/profile-*",
+    "select": "profile-*/manifest.json",
+    "report": "select-*/manifest.json",
 }
+"""Stage -> the file that shows that it has begun."""
 
 
 @pytest.mark.timeout(900)

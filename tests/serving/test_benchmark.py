@@ -4,7 +4,8 @@ import asyncio
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +48,15 @@ def test_medians_agreement_and_failures(benchmark: ModuleType) -> None:
 
 
 def test_ratios_compare_like_with_like(benchmark: ModuleType) -> None:
-    rates = {"cascade@1": 10.0, "cascade@8": 50.0, "full_plain@1": 5.0, "full_plain@8": 10.0, "full_loop": 20.0}
+    rates = {
+        "cascade@20/s": 20.0,
+        "full_plain@20/s": 20.0,
+        "cascade@1": 10.0,
+        "cascade@8": 50.0,
+        "full_plain@1": 5.0,
+        "full_plain@8": 10.0,
+        "full_loop": 20.0,
+    }
     found = benchmark.ratios({key: {"texts_per_s": rate} for key, rate in rates.items()})
     assert found == {
         "cascade@1 / full_plain@1": 2.0,
@@ -68,8 +77,9 @@ def test_percentiles_and_cpu_per_text(benchmark: ModuleType) -> None:
     }
 
 
-def test_the_client_keeps_its_connections_busy_and_counts_every_answer(benchmark: ModuleType) -> None:
-    asked: list[bytes] = []
+@asynccontextmanager
+async def server(asked: list[bytes]) -> AsyncIterator[int]:
+    """Answers every second request with 429; yields its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -86,17 +96,26 @@ def test_the_client_keeps_its_connections_busy_and_counts_every_answer(benchmark
             await writer.drain()
             writer.write(body[1:])
 
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening:
+        yield listening.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize("loop", ["closed_loop", "open_loop"])
+def test_the_client_counts_every_answer(benchmark: ModuleType, loop: str) -> None:
+    asked: list[bytes] = []
+
     async def scenario() -> Any:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        async with server:
-            port = server.sockets[0].getsockname()[1]
-            return await benchmark.run_load(port, ["one", "two"], connections=3, seconds=0.2)
+        async with server(asked) as port:
+            amount = 3 if loop == "closed_loop" else 200.0
+            return await getattr(benchmark, loop)(port, ["one", "two"], amount, seconds=0.2)
 
     load = asyncio.run(scenario())
     assert sum(load.statuses.values()) == len(load.latencies_s) == len(asked) > 3
     assert set(load.statuses) == {200, 429}
     assert set(asked) == {b'{"text": "one"}', b'{"text": "two"}'}
     assert set(load.labels.values()) == {b'a\\"b'}
+    assert all(latency > 0 for latency in load.latencies_s)
 
 
 def test_the_tree_of_a_process_and_its_cost(benchmark: ModuleType) -> None:
