@@ -23,6 +23,9 @@ class Predictor(ABC):
         labels: label names in the order of the logits.
     """
 
+    joins_rows: ClassVar[bool] = True
+    """Whether several rows are computed faster together than one after the other."""
+
     def __init__(self, labels: list[str]) -> None:
         self.labels = labels
 

@@ -132,12 +132,15 @@ class VariantReplica:
         predictor = bundle.predictor(stage, settings.variant.threads, settings.variant.gpus > 0)
         warm_up(bundle, predictor.predict([np.zeros(8, dtype=np.int64)]), stage)
         self._stage = LocalStage(predictor)
+        self._joins_rows = predictor.joins_rows
         self._hang_s = settings.hang_s
         self._batched.set_max_batch_size(settings.max_batch_size)
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
 
     async def predict(self, packed: Packed) -> Logits:
-        """Logits of some texts, computed together with those of other callers."""
+        """Logits of some texts, computed together with those of other callers where that is faster."""
+        if not self._joins_rows:
+            return await self._stage(unpack(packed))  # first come, first served
         logits: Logits = await self._batched(packed)
         return logits
 

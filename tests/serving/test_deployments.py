@@ -10,6 +10,7 @@ from ray.serve.exceptions import BackPressureError
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.errors import ArtifactError
+from lspm_ray.inference.runtimes.torch import TorchPredictor
 from lspm_ray.serving.app import ingress_options, variant_options
 from lspm_ray.serving.bundle import load_bundle
 from lspm_ray.serving.cascade import Logits, QueueFull, StageDown
@@ -97,3 +98,20 @@ def test_a_replica_refuses_a_model_with_a_flipped_byte(own_store: ArtifactStore)
     weights.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"model\.safetensors"):
         VariantReplica(select.uri, 1, ServeConfig().model_dump(mode="json"))
+
+
+def test_rows_that_gain_nothing_together_are_answered_in_turn(
+    own_store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchPredictor, "joins_rows", False)
+    replica = VariantReplica(toy_plan(own_store).uri, 1, ServeConfig().model_dump(mode="json"))
+    runs: list[int] = []
+    predict = TorchPredictor.predict
+    monkeypatch.setattr(TorchPredictor, "predict", lambda self, rows: (runs.append(len(rows)), predict(self, rows))[1])
+    rows = [np.arange(3, 3 + length, dtype=np.int64) for length in (4, 5, 6)]
+
+    async def scenario() -> list[Logits]:
+        return await asyncio.gather(replica.predict(pack(rows[:1])), replica.predict(pack(rows[1:])))
+
+    first, second = asyncio.run(scenario())
+    assert (first.shape, second.shape, runs) == ((1, 2), (2, 2), [1, 2])

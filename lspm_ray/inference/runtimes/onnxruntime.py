@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,8 @@ class OnnxPredictor(Predictor):
         labels: label names in the order of the logits.
         threads: rows computed at the same time.
     """
+
+    joins_rows: ClassVar[bool] = False
 
     def __init__(self, session: Any, labels: list[str], threads: int = 1) -> None:
         super().__init__(labels)
