@@ -23,9 +23,6 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[a.b=value]...", help="settings that win over the file")
 ]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="a.b=value", help="setting that wins over the file")
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be done, then stop")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 
@@ -97,7 +94,10 @@ def stop_command(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command("predict")
 def predict_command(
     config: ConfigPath,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="texts to answer")] = None,
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[a.b=value]... [TEXT]...", help="settings over the file's, then texts to answer"),
+    ] = None,
     file: Annotated[str | None, typer.Option("--file", "-f", help="Parquet, CSV or JSON Lines file of texts")] = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="where the answers to --file go (.jsonl or .parquet)")
@@ -105,13 +105,13 @@ def predict_command(
     sample: Annotated[int, typer.Option("--sample", min=0, help="answer this many rows of the test split")] = 0,
     offline: Annotated[bool, typer.Option("--offline", help="no server: run the plan with Ray Data")] = False,
     url: Annotated[str | None, typer.Option("--url", help="endpoint; the configured one by default")] = None,
-    overrides: SetOption = None,
 ) -> None:
     """Ask the endpoint, or run the same plan over a file without one."""
-    from lspm_ray.commands.predict import Request, predict
+    from lspm_ray.commands.predict import Request, predict, split_overrides
 
-    request = Request(texts=texts or [], file=file, out=out, sample=sample, offline=offline, url=url)
-    predict(config, overrides or [], request)
+    overrides, texts = split_overrides(rest or [])
+    request = Request(texts=texts, file=file, out=out, sample=sample, offline=offline, url=url)
+    predict(config, overrides, request)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lspm_ray.serving.schema import ServedAnswer
 
 _SHOWN_CHARACTERS = 60
+_OVERRIDE = re.compile(rf"(output|({'|'.join(Settings.model_fields)})(\.\w+)+)=")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,14 @@ class Request:
             raise ConfigError("--offline works on a --file", field="predict")
         if self.offline and self.url is not None:
             raise ConfigError("--offline asks no endpoint", field="--url", value=self.url)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Settings (`serve.port=8001`) at the beginning of the arguments, and the texts behind them."""
+    count = 0
+    while count < len(arguments) and _OVERRIDE.match(arguments[count]):
+        count += 1
+    return list(arguments[:count]), list(arguments[count:])
 
 
 def predict(config: Path, overrides: Sequence[str], request: Request) -> None:
