@@ -1,6 +1,6 @@
 """The cascade against the full model on plain Ray Serve, and against the bare model in a loop.
 
-    python benchmarks/serving.py --run runs/demo --texts reviews.txt --out serving.json
+    python benchmarks/serving.py --run runs/demo --out serving.json
 
 Every contender runs in a process tree of its own, with a Ray cluster of its own, one after the other in each round
 (A B C ..., A B C ...), so that a slow minute of the machine hits all of them. Reported are medians over the rounds.
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lspm_ray.artifact import Artifact, ArtifactStore, hardware, open_artifact, open_beside
 from lspm_ray.corpus.clean import normalize
+from lspm_ray.corpus.shards import read_split
 from lspm_ray.serving.bundle import load_bundle
 from lspm_ray.serving.files import read_items, source_config
 
@@ -494,6 +495,15 @@ def read_texts(path: str, column: str, limit: int) -> list[str]:
     return [text for text in map(normalize, texts[:limit]) if text]
 
 
+def held_out_texts(plan: str, limit: int) -> list[str]:
+    """Texts of the test split of the corpus that the certificate is about."""
+    certificate = load_bundle(plan).certificate
+    if certificate is None:
+        raise SystemExit("the plan has no certificate, so its corpus is not known: give --texts")
+    corpus = open_beside(certificate.data.uri, open_artifact(plan))
+    return [str(text) for text in read_split(corpus, "test", ["text"])["text"].to_pylist()[:limit]]
+
+
 def find_plan(run: str) -> str:
     """The newest select artifact of a run directory, or the artifact itself."""
     if Path(run).name.startswith("select-"):
@@ -522,7 +532,10 @@ def main() -> None:
         child(options.child, options.plan, options.port, options.threads)
         return
     options.plan = find_plan(options.run)
-    texts = read_texts(options.texts, options.column, options.max_texts)
+    if options.texts:
+        texts = read_texts(options.texts, options.column, options.max_texts)
+    else:
+        texts = held_out_texts(options.plan, options.max_texts)
     Path(options.logs).mkdir(parents=True, exist_ok=True)
     texts_file = Path(options.logs) / "texts.json"
     texts_file.write_text(json.dumps(texts), encoding="utf-8")
@@ -579,7 +592,9 @@ def report(
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="run directory, or its select artifact")
-    parser.add_argument("--texts", help=".txt (one per line), .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "--texts", help=".txt (one per line), .csv, .jsonl or .parquet; the corpus's test split without it"
+    )
     parser.add_argument("--column", default="text", help="column with the text")
     parser.add_argument("--max-texts", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16])
@@ -595,8 +610,8 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not options.child and not (options.run and options.texts):
-        parser.error("--run and --texts are required")
+    if not options.child and not options.run:
+        parser.error("--run is required")
     return options
 
 
