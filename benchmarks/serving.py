@@ -593,7 +593,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="run directory, or its select artifact")
     parser.add_argument(
-        "--texts", help=".txt (one per line), .csv, .jsonl or .parquet; the corpus's test split without it"
+        "--texts", help=".txt (a text per line), .csv, .jsonl or .parquet; default: the run's test split"
     )
     parser.add_argument("--column", default="text", help="column with the text")
     parser.add_argument("--max-texts", type=int, default=2000)

@@ -35,9 +35,11 @@ def describe(plan: Plan, certificate: Certificate | None) -> str:
         if last is None
         else f"{first} answers first; {100 * expected['escalation_rate']:.1f} % are escalated to {last.name}"
     )
+    share = {name: f"{100 * value:.2f} %" for name, value in expected.items()}
     return (
-        f"served: {how}. Cost {expected['cost']:.3f} of full; accuracy on test {100 * expected['test_accuracy']:.2f} % "
-        f"(full {100 * expected['test_full_accuracy']:.2f} %).\n"
+        f"served: {how}. Cost {expected['cost']:.3f} of full; on test accuracy {share['test_accuracy']} "
+        f"(full {share['test_full_accuracy']}), balanced {share['test_balanced_accuracy']} "
+        f"(full {share['test_full_balanced_accuracy']}).\n"
         f"certificate {certificate.id}: {certificate.risk} <= {certificate.alpha:.2%} at confidence "
         f"{1 - certificate.delta:.0%}; {certificate.losses} losses in {certificate.calibration_rows} calibration rows."
     )

@@ -16,7 +16,7 @@ from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.shards import class_counts, labels, read_split
 from lspm_ray.errors import ResourceError
-from lspm_ray.evaluation.metrics import compare, evaluate
+from lspm_ray.evaluation.metrics import Comparison, compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, outputs, read_outputs
 from lspm_ray.models.directory import load_tokenizer, read_variant
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, linear, majority
@@ -126,9 +126,18 @@ def _table(
         labels=labels(data),
         encode_ms=1e3 * encode_s,
         linear=comparison,
-        baseline_verdict=comparison.sentence("the full model", "the linear baseline"),
+        baseline_verdict=baseline_verdict(comparison, {row.name: row for row in rows}),
         rounds=config.rounds,
         hardware=measured_on,
+    )
+
+
+def baseline_verdict(comparison: Comparison, rows: Mapping[str, VariantProfile]) -> str:
+    """Whether the full model is worth more than the linear baseline: on accuracy, and on balanced accuracy."""
+    full, line = (100 * rows[name].test.balanced_accuracy.value for name in (FULL, LINEAR))
+    return (
+        f"{comparison.sentence('the full model', 'the linear baseline')}; "
+        f"balanced accuracy is {full:.1f} % against {line:.1f} %"
     )
 
 

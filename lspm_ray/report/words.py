@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.profiling.baselines import LINEAR
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.markup import Child, element, name
 
@@ -165,6 +167,10 @@ def baseline(findings: Findings) -> tuple[str, bool]:
     better = findings.linear.difference.value > 0
     if findings.linear.distinguishable and better:
         return verdict, True
+    balanced = {v.name: v.test.balanced_accuracy for v in findings.variants}
+    if balanced[FULL].low > balanced[LINEAR].high:
+        where = "Accuracy does not call for the full model; where every class counts the same, it is better."
+        return f"{verdict} {where}", True
     how = "better" if findings.linear.distinguishable else "as well"
     costs = [times(a.cost) for a in findings.alternatives if a.kind == "linear"]
     at = f" at {costs[0]} of the full model's cost" if costs else ""

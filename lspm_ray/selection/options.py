@@ -62,10 +62,22 @@ class Rows:
         """Accuracy when these rows are accepted and the others escalated."""
         return float((np.where(accepted, self.first.argmax(1), self.last.argmax(1)) == self.labels).mean())
 
+    def balanced_accuracy(self, accepted: NDArray[np.bool_]) -> float:
+        """Mean recall of the classes that occur, when these rows are accepted and the others escalated."""
+        return self._mean_recall(np.where(accepted, self.first.argmax(1), self.last.argmax(1)) == self.labels)
+
     @property
     def full_accuracy(self) -> float:
         """Accuracy of the full model alone."""
         return float((self.full.argmax(1) == self.labels).mean())
+
+    @property
+    def full_balanced_accuracy(self) -> float:
+        """Balanced accuracy of the full model alone."""
+        return self._mean_recall(self.full.argmax(1) == self.labels)
+
+    def _mean_recall(self, right: NDArray[np.bool_]) -> float:
+        return float(np.mean([right[self.labels == label].mean() for label in np.unique(self.labels)]))
 
     def _losses(self, risk: RiskKind, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
         return losses(risk, logits.argmax(1), self.full.argmax(1), self.labels)

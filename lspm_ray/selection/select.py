@@ -249,6 +249,8 @@ class _Decision:
             "cost": cost,
             "test_accuracy": test.accuracy(accepted),
             "test_full_accuracy": test.full_accuracy,
+            "test_balanced_accuracy": test.balanced_accuracy(accepted),
+            "test_full_balanced_accuracy": test.full_balanced_accuracy,
             "test_escalation_rate": float(1 - accepted.mean()),
             "test_risk": test.risk(self.config.risk, accepted),
         }

@@ -25,6 +25,7 @@ from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, majority
 from lspm_ray.profiling.pareto import Point, dominated_by
+from lspm_ray.profiling.profile import baseline_verdict
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.report.build import build_report, gather, training
 from lspm_ray.report.findings import Findings, Training
@@ -176,7 +177,7 @@ class Run:
             labels=list(self.labels),
             encode_ms=0.11,
             linear=linear,
-            baseline_verdict=linear.sentence("the full model", "the linear baseline"),
+            baseline_verdict=baseline_verdict(linear, {row.name: row for row in rows}),
             rounds=3,
             hardware=hardware(),
         )

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
 from lspm_ray.artifact import ArtifactStore, hardware
 from lspm_ray.corpus.shards import labels as label_names
@@ -247,6 +248,21 @@ def test_what_was_to_serve_alone_keeps_the_limits_with_the_second_model_too(tmp_
     plan, certificate = read_plan(world.select(alpha=0.02, constraints={"max_memory_mb": 400}))
     assert [stage.model.name for stage in plan.stages] == ["full"] and certificate is None
     assert plan.reasons["cheap"].startswith("certified before ")
+
+
+def test_balanced_accuracy_of_the_plan_is_the_mean_recall(world):
+    artifact = world.select(alpha=0.02)
+    plan, certificate = read_plan(artifact)
+    names = [certificate.first.name, (certificate.last or certificate.full).name]
+    read = {name: read_outputs(world.outputs[name], "test") for name in {*names, "full"}}
+    labels = read["full"][1]
+    scores = softmax(read[names[0]][2], certificate.temperature).max(axis=1)
+    accepted = scores >= (-np.inf if certificate.threshold is None else certificate.threshold)
+    answers = np.where(accepted, *(read[name][2].argmax(1) for name in names))
+    expected = plan.expected
+    assert expected["test_balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, answers))
+    full = read["full"][2].argmax(1)
+    assert expected["test_full_balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, full))
 
 
 def test_the_plan_cuts_texts_where_the_corpus_did(world):
