@@ -1,7 +1,14 @@
+from pathlib import Path
+
 import pytest
 
+from lspm_ray.artifact import ArtifactStore
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.profiling.baselines import LINEAR
 from lspm_ray.report import words
+from lspm_ray.report.findings import Findings
+from tests.report.samples import Run
 
 
 @pytest.mark.parametrize(
@@ -76,3 +83,26 @@ def test_only_what_differs_from_the_defaults_is_shown() -> None:
     step = {"layers": 1, "train": {"epochs": 5, "seed": 0}, "distill": {"weight": 0.7}, "new": True}
     assert words.changed(step, defaults) == {"layers": 1, "train": {"epochs": 5}, "new": True}
     assert words.changed(defaults, defaults) == {}
+
+
+def test_a_full_model_that_is_better_where_classes_count_the_same_is_not_advised_against(tmp_path: Path) -> None:
+    found = Run(ArtifactStore(str(tmp_path))).findings()
+
+    def with_balanced(full: float, linear: float) -> Findings:
+        values = {FULL: full, LINEAR: linear}
+        variants = [
+            v.model_copy(update={"test": v.test.model_copy(update={"balanced_accuracy": interval(values[v.name])})})
+            if v.name in values
+            else v
+            for v in found.variants
+        ]
+        chance = found.linear.model_copy(update={"distinguishable": False})
+        return found.model_copy(update={"variants": variants, "linear": chance})
+
+    def interval(value: float) -> Estimate:
+        return Estimate(value=value, low=value - 0.02, high=value + 0.02)
+
+    text, good = words.baseline(with_balanced(0.9, 0.8))
+    assert good and "where every class counts the same, it is better" in text
+    text, good = words.baseline(with_balanced(0.82, 0.8))
+    assert not good and "consider using that" in text

@@ -104,22 +104,36 @@ def test_killed_and_resumed_equals_uninterrupted(job, monkeypatch, kill_at, accu
     assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
 
 
-def test_resumed_with_another_number_of_workers_says_so(job, monkeypatch):
-    begun = job("a")
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: (_ for _ in ()).throw(KilledError))
-    half = loop.Worker(
+def one_of_two(job):
+    """A worker with two of the three files, as if another one had the rest."""
+    return loop.Worker(
         rank=0,
         world_size=2,
         device=torch.device("cpu"),
-        train_chunks=lambda rows: file_chunks(begun.train_files[:2], ["input_ids", "label"], rows),
+        train_chunks=lambda rows: file_chunks(job.train_files[:2], ["input_ids", "label"], rows),
         validation_chunks=lambda rows: iter(()),
         prepare=lambda model: model,
         gather=lambda array: array,
         report=lambda values: None,
     )
-    with pytest.raises(KilledError):
-        loop.train(begun, half)
-    monkeypatch.undo()
+
+
+def test_more_workers_make_the_same_steps(job):
+    begun = job("a", batch_size=8)
+    run = loop._Run(begun, one_of_two(begun))
+    assert (run.batch_size, run._epoch_batches(), run._steps()) == (4, ROWS // 8, 3 * ROWS // 8)
+
+
+def test_resumed_with_another_number_of_workers_says_so(job, monkeypatch):
+    begun = job("a")
+
+    def die(_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_validate", die)
+        with pytest.raises(KilledError):
+            loop.train(begun, one_of_two(begun))
     _, history, lines = train(begun)
     assert len(history) == 3
     assert any("resumed with 1 workers instead of 2" in line for line in lines)
