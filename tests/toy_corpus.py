@@ -32,6 +32,9 @@ def toy_rows(count: int, seed: int) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
+MAX_CHARACTERS = 500
+
+
 def toy_corpus(store: ArtifactStore, rows: dict[str, int] | None = None) -> Artifact:
     """An artifact like that of `prepare`, with two shards per split."""
     task, tokenizer, counts = Task.make("text_classification"), toy_tokenizer(), {}
@@ -56,4 +59,4 @@ def toy_corpus(store: ArtifactStore, rows: dict[str, int] | None = None) -> Arti
         (draft.path / LABELS_FILE).write_text(json.dumps(list(LABELS)))
         draft.summary["class_counts"] = counts
 
-    return store.make("prepare", {"toy": rows}, {}, build)
+    return store.make("prepare", {"toy": rows, "data": {"max_characters": MAX_CHARACTERS}}, {}, build)

@@ -19,7 +19,7 @@ from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array, read_ou
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.selection.select import SelectConfig, check_feasible, read_plan, recheck, select
 from lspm_ray.tasks import Task
-from tests.toy_corpus import toy_corpus
+from tests.toy_corpus import MAX_CHARACTERS, toy_corpus
 from tests.toys import toy_model_artifact
 
 ROWS = {"selection": 600, "calibration": 1500, "test": 600}
@@ -267,7 +267,7 @@ def test_balanced_accuracy_of_the_plan_is_the_mean_recall(world):
 
 def test_the_plan_cuts_texts_where_the_corpus_did(world):
     plan, _ = read_plan(world.select(alpha=0.02))
-    assert plan.max_characters == world.data.manifest.config.get("data", {}).get("max_characters")
+    assert plan.max_characters == MAX_CHARACTERS
 
 
 def test_the_first_variant_can_be_forced(world):

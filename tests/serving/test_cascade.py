@@ -200,6 +200,7 @@ def test_verdicts_are_cut_row_by_row() -> None:
 
 def test_texts_are_cleaned_as_for_training() -> None:
     assert clean([" a\u200b  b ", "caf\u0065\u0301"], None) == ["a b", "caf\u00e9"]
+    assert clean([" a\u200b  b c", "d"], 3) == ["a b", "d"]
 
 
 def test_a_text_of_invisible_characters_is_empty() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -76,6 +77,15 @@ def test_offline_gives_the_same_answers(bundle: Bundle, predictors: list[Predict
     for served, local in zip(online, offline, strict=True):
         assert (served.label, served.probability, served.variant) == (local.label, local.probability, local.variant)
         assert (served.validator_score, served.reason) == (local.validator_score, local.reason)
+
+
+@pytest.mark.parametrize("tail", ["", " " + "again " * LONG_CHARACTERS])
+def test_texts_are_cut_where_the_plan_says(bundle: Bundle, predictors: list[Predictor], tail: str) -> None:
+    short = dataclasses.replace(bundle, plan=bundle.plan.model_copy(update={"max_characters": len("love it")}))
+    expected = asyncio.run(make(bundle, predictors)[0].answer(["love it"]))
+    assert asyncio.run(make(short, predictors)[0].answer(["love it, terrible, bad" + tail])) == expected
+    (local,) = LocalClient(short, predictors, bundle.tokenizer()).predict(["love it, terrible, bad" + tail])
+    assert (local.label, local.probability) == (expected[0].label, expected[0].probability)
 
 
 def test_a_long_request_does_not_share_a_batch(bundle: Bundle, predictors: list[Predictor]) -> None:
