@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -116,30 +115,6 @@ def test_the_surplus_is_refused_with_429_and_everything_else_is_answered(url: st
             assert response.headers["retry-after"] == "1"
         else:
             assert len(response.json()["answers"]) == 64
-
-
-def test_a_client_that_goes_away_takes_no_other_request_with_it(url: str, config: ServeConfig) -> None:
-    body = json.dumps({"texts": toy_texts(64, seed=5)}).encode()
-    head = b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    gone = threading.Event()
-
-    def leave() -> None:
-        while not gone.is_set():
-            with socket.create_connection(("127.0.0.1", config.port)) as connection:
-                connection.sendall(head % len(body) + body)
-                time.sleep(0.002)
-
-    def ask(_: int) -> int:
-        with httpx2.Client(base_url=url, timeout=20) as client:
-            response = client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
-            return int(response.status_code)
-
-    with ThreadPoolExecutor(5) as pool:
-        leaving = pool.submit(leave)
-        statuses = list(pool.map(ask, range(60)))
-        gone.set()
-        leaving.result()
-    assert set(statuses) <= {200, 429} and 200 in statuses
 
 
 def test_offline_prediction_writes_what_the_endpoint_answers(url: str, toy_select: Artifact, tmp_path: Path) -> None:
