@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,6 +21,7 @@ from lspm_ray.artifact import Artifact, Draft
 from lspm_ray.corpus.config import SPLITS, DataConfig
 from lspm_ray.corpus.consolidate import Keep, Match, count_classes, read_kept, read_pairs, write_superfluous
 from lspm_ray.corpus.dedup import superfluous
+from lspm_ray.corpus.execute import Execute, Item, Step
 from lspm_ray.corpus.labels import LabelSet, check_count
 from lspm_ray.corpus.lines import lines
 from lspm_ray.corpus.pack import Pack, group_shards, plan_shards
@@ -38,18 +39,6 @@ STATS_FILE = "stats.json"
 QUARANTINE_FILE = "quarantine.jsonl"
 
 _TASKS_PER_PARTITION = 8
-
-Item = dict[str, Any]
-Step = Callable[[Item], dict[str, Any]]
-Execute = Callable[[Step, Sequence[Item]], Iterator[tuple[int, dict[str, Any]]]]
-"""Runs a step on every item, in any order, and yields (index of the item, result). Items and results are JSON types;
-a step may run twice on an item, with the same effect as once."""
-
-
-def run_serially(step: Step, items: Sequence[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The executor without a cluster."""
-    for index, item in enumerate(items):
-        yield index, step(item)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
-from lspm_ray.corpus.build import Execute, run_serially
 from lspm_ray.corpus.config import DataConfig
+from lspm_ray.corpus.execute import Execute, run_serially
 from lspm_ray.corpus.prepare import prepare
 from lspm_ray.corpus.sources import Layout
 from lspm_ray.tasks import Task

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
-from lspm_ray.corpus.build import check_counts, run_serially
+from lspm_ray.corpus.build import check_counts
 from lspm_ray.corpus.config import SPLITS, DataConfig
 from lspm_ray.corpus.consolidate import Keep, Match
+from lspm_ray.corpus.execute import run_serially
 from lspm_ray.corpus.pack import Pack
 from lspm_ray.corpus.scan import Scan
 from lspm_ray.corpus.shards import class_counts, labels, read_split, split_files

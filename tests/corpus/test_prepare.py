@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
-from lspm_ray.corpus.build import run_serially
 from lspm_ray.corpus.config import SPLITS
-from lspm_ray.corpus.prepare import _cpus_per_task, _Guarded, _rebuild, run_on_ray
+from lspm_ray.corpus.execute import _cpus_per_task, _Guarded, _rebuild, run_on_ray, run_serially
 from lspm_ray.corpus.shards import class_counts, labels, read_split
 from lspm_ray.corpus.sources import Layout
 from lspm_ray.errors import ArtifactError, DataError, ResourceError, UserError

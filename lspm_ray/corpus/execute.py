@@ -1,0 +1,114 @@
+"""Runs the steps of a data stage, on the connected cluster or one by one. The only user of Ray Data for preparing data.
+
+Ray Data gets a data set of *work items* and maps a step over it: it schedules, retries and streams; rows go from file
+to file without passing through this process. Ray's own file readers are not used, because one damaged row costs them
+the whole block. There is no pool of actors and no shuffle operator, so a single CPU is enough.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from lspm_ray import errors
+from lspm_ray.cluster import totals
+from lspm_ray.errors import ResourceError, UserError
+
+Item = dict[str, Any]
+Step = Callable[[Item], dict[str, Any]]
+Execute = Callable[[Step, Sequence[Item]], Iterator[tuple[int, dict[str, Any]]]]
+"""Runs a step on every item, in any order, and yields (index of the item, result). Items and results are JSON types;
+a step may run twice on an item, with the same effect as once."""
+
+_NO_PROGRESS_S = 900.0
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EPERM}
+
+
+def run_serially(step: Step, items: Sequence[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The executor without a cluster."""
+    for index, item in enumerate(items):
+        yield index, step(item)
+
+
+def run_on_ray(step: Step, items: Sequence[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Run a step on every item as Ray Data tasks, one item per task.
+
+    Raises:
+        UserError: what a step raised.
+        ResourceError: the cluster has no CPU, or gave none for a long time.
+    """
+    import ray.data
+    from ray.data.context import DataContext
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    cpus = _cpus_per_task(totals()["CPU"])
+    context = DataContext.get_current().copy()
+    context.execution_options.preserve_order = False  # results carry their index
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    rows = [{"index": index, "item": json.dumps(item)} for index, item in enumerate(items)]
+    with DataContext.current(context):
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Guarded(step), num_cpus=cpus)
+        try:
+            for row in results.iter_rows():
+                outcome = json.loads(row["outcome"])
+                if "error" in outcome:
+                    raise _rebuild(outcome["error"])
+                yield row["index"], outcome["result"]
+        except ExecutionTimeoutError:
+            raise ResourceError(
+                f"no part of the data was finished within {_NO_PROGRESS_S:.0f} s",
+                field="cluster",
+                hint=f"Each task needs {cpus:g} CPU: is something else holding them? Or split very large files",
+            ) from None
+
+
+def _cpus_per_task(cpus: float) -> float:
+    """One task per CPU, and on a single CPU half of it, so that whoever else holds a share cannot block the stage."""
+    if cpus <= 0:
+        raise ResourceError("the cluster has no CPU; preparing data needs one", field="cluster", value=cpus)
+    return min(1.0, cpus / 2)
+
+
+class _Guarded:
+    """A step as a Ray Data function. A user's mistake comes back as data: an exception would be retried and logged."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            outcome: dict[str, Any] = {"result": self._step(json.loads(row["item"]))}
+        except UserError as error:
+            outcome = {"error": _describe(error)}
+        except OSError as error:
+            outcome = {"error": _describe(write_error(error))}
+        return {"index": row["index"], "outcome": json.dumps(outcome)}
+
+
+def write_error(error: OSError) -> UserError:
+    """The user's error for a disk that is full or not writable; any other error is raised again as it is."""
+    if error.errno not in _CANNOT_WRITE:
+        raise error
+    hint = "Free space or choose another directory, then run again: finished parts are kept"
+    return ResourceError(f"cannot write: {error}", field="store", hint=hint)
+
+
+def _describe(error: UserError) -> dict[str, Any]:
+    return {
+        "type": type(error).__name__,
+        "message": error.args[0],
+        "field": error.field,
+        "value": error.value if isinstance(error.value, str | int | float | None) else repr(error.value),
+        "valid": [str(value) for value in error.valid],
+        "hint": error.hint,
+    }
+
+
+def _rebuild(raw: dict[str, Any]) -> UserError:
+    kind = getattr(errors, raw.pop("type"))
+    if not issubclass(kind, UserError):
+        raise TypeError(f"{kind} is no user error")
+    error: UserError = kind(raw.pop("message"), **raw)
+    return error
