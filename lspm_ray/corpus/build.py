@@ -7,9 +7,8 @@ Between the steps only counts and the near-equal pairs reach this process, never
 
 from __future__ import annotations
 
-import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -23,9 +22,9 @@ from lspm_ray.corpus.consolidate import Keep, Match, count_classes, read_kept, r
 from lspm_ray.corpus.dedup import superfluous
 from lspm_ray.corpus.execute import Execute, Item, Step
 from lspm_ray.corpus.labels import LabelSet, check_count
-from lspm_ray.corpus.lines import lines
 from lspm_ray.corpus.pack import Pack, group_shards, plan_shards
-from lspm_ray.corpus.scan import Scan, quarantine_name
+from lspm_ray.corpus.quarantine import collect
+from lspm_ray.corpus.scan import Scan
 from lspm_ray.corpus.sources import Layout, Unit, resolve
 from lspm_ray.corpus.split import shares_by_hash
 from lspm_ray.corpus.staging import Staging
@@ -105,7 +104,8 @@ class Build:
         for warning in warnings:
             self.progress(f"! {warning}")
         lengths = self._pack(draft.uri, chunks, kept)
-        self._quarantine(draft, units)
+        by_file = groupby(units, key=lambda unit: unit.file.uri)
+        collect(self.staging, ([unit.number for unit in parts] for _, parts in by_file), draft.path / QUARANTINE_FILE)
         notes = add_counts([scan["notes"] for scan in scans])
         facts = {
             "rows_read": read + sum(rejected.values()),
@@ -179,21 +179,6 @@ class Build:
             for kind, histogram in lengths[result["split"]].items():
                 lengths[result["split"]][kind] = histogram + Histogram.from_raw(result[kind])
         return lengths
-
-    def _quarantine(self, draft: Draft, units: list[Unit]) -> None:
-        staged = [unit for unit in units if self.staging.exists(quarantine_name(unit.number))]
-        if not staged:
-            return
-        with (draft.path / QUARANTINE_FILE).open("wb") as sink:
-            # By position in the file, however many parts it was read in.
-            for _, parts in groupby(staged, key=lambda unit: unit.file.uri):
-                merged = heapq.merge(*(self._rejects(part) for part in parts), key=lambda line: line[0])
-                sink.writelines(line for _, line in merged)
-
-    def _rejects(self, unit: Unit) -> Iterator[tuple[int, bytes]]:
-        with self.staging.open_input(quarantine_name(unit.number)) as source:
-            for line in lines(source):
-                yield json.loads(line.content)["position"], line.content
 
 
 def check_counts(counts: NDArray[np.int64], labels: Sequence[str], config: DataConfig) -> list[str]:

@@ -153,27 +153,11 @@ class Pack:
             some = list(group)
             ids, labels, splits = read_kept(self.staging, partition, some[0][3])
             chosen = np.flatnonzero(splits == split)[some[0][1] : some[-1][2]]
-            texts = self._texts(ids[chosen], partition)
+            texts = staged_texts(self.staging, self.chunks, ids[chosen], partition)
             rows.ids.extend(_whole(row_id) for row_id in ids[chosen].tolist())
             rows.texts.extend(texts)
             rows.labels.extend(labels[chosen].tolist())
         return rows
-
-    def _texts(self, ids: NDArray[np.bytes_], partition: int) -> list[str]:
-        """The text of each of the different `ids`."""
-        order = np.argsort(ids)
-        ordered = ids[order]
-        found = [""] * len(ids)
-        for chunk in self.chunks:
-            batch = self.staging.read_batch(f"rows/{chunk}", partition, ROWS)
-            staged = as_bytes(binary_values(batch["id"]))
-            place = np.minimum(np.searchsorted(ordered, staged), len(ids) - 1)
-            hits = np.flatnonzero(ordered[place] == staged)
-            if len(hits):
-                texts = self.staging.read_batch(f"texts/{chunk}", partition, TEXTS)["text"].take(pa.array(hits))
-                for position, text in zip(order[place[hits]].tolist(), texts.to_pylist(), strict=True):
-                    found[position] = text
-        return found
 
     def _encode(self, texts: list[str]) -> list[Encoded]:
         if not texts:
@@ -190,6 +174,22 @@ class Pack:
         fs.create_dir(path.rpartition("/")[0], recursive=True)
         with fs.open_output_stream(path) as sink:
             pq.write_table(table, sink, compression="zstd", row_group_size=max(1, len(table)))
+
+
+def staged_texts(staging: Staging, chunks: Sequence[str], ids: NDArray[np.bytes_], partition: int) -> list[str]:
+    """The text of each of the different `ids` (32 bytes), which all lie in one partition of the final order."""
+    order = np.argsort(ids)
+    ordered = ids[order]
+    found = [""] * len(ids)
+    for chunk in chunks:
+        staged = as_bytes(binary_values(staging.read_batch(f"rows/{chunk}", partition, ROWS)["id"]))
+        place = np.minimum(np.searchsorted(ordered, staged), len(ids) - 1)
+        hits = np.flatnonzero(ordered[place] == staged)
+        if len(hits):
+            texts = staging.read_batch(f"texts/{chunk}", partition, TEXTS)["text"].take(pa.array(hits))
+            for position, text in zip(order[place[hits]].tolist(), texts.to_pylist(), strict=True):
+                found[position] = text
+    return found
 
 
 def _whole(row_id: bytes) -> bytes:

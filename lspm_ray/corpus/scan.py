@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from lspm_ray.corpus.clean import normalize, reason_to_drop, text_id
 from lspm_ray.corpus.config import SPLITS, DataConfig
 from lspm_ray.corpus.dedup import SKETCH_BYTES, Bands, band_keys, signatures, sketches
 from lspm_ray.corpus.labels import LabelSet, check_count
+from lspm_ray.corpus.quarantine import Quarantine
 from lspm_ray.corpus.read import Rejected, Row, read_unit
 from lspm_ray.corpus.sources import Layout, SourceFile, Unit
 from lspm_ray.corpus.split import UNASSIGNED, order_keys, partition_of, precedence
@@ -72,7 +71,7 @@ class Scan:
     def _scan(self, unit: Unit) -> dict[str, Any]:
         found = _Findings(LabelSet.of(self.config.labels))
         chunks: list[str] = []
-        with _Quarantine(self.staging, unit) as quarantine:
+        with Quarantine(self.staging, unit.number) as quarantine:
             for number, chunk in enumerate(self._chunks(unit, found, quarantine)):
                 name = f"{unit.number:06d}-{number:06d}.arrow"
                 self._stage(chunk, name)
@@ -87,11 +86,11 @@ class Scan:
             "splits": sorted(found.splits),
         }
 
-    def _chunks(self, unit: Unit, found: _Findings, quarantine: _Quarantine) -> Iterator[_Chunk]:
+    def _chunks(self, unit: Unit, found: _Findings, quarantine: Quarantine) -> Iterator[_Chunk]:
         chunk = _Chunk()
         for item in read_unit(unit, self.config):
             if isinstance(item, Rejected):
-                quarantine.add(item)
+                quarantine.add(unit.file, item)
                 continue
             self._add(item, unit.file, chunk, found)
             full = len(chunk.texts) >= self.layout.chunk_rows or chunk.characters >= self.layout.chunk_characters
@@ -140,20 +139,35 @@ class Scan:
         self._write(f"texts/{name}", pa.record_batch(texts, schema=TEXTS), partition)
         if not self.config.near_duplicates:
             return
-        signature = signatures(chunk.texts)
-        keys = band_keys(signature, Bands.for_similarity(self.config.similarity))
-        bands = keys.shape[1]
         ranks = np.array([precedence(split) for split in chunk.splits], dtype=np.uint8)
-        index = [
-            pa.array(keys.ravel()),
-            pa.array(ranks.repeat(bands)),
-            binary_array(ids[:, :16].repeat(bands, axis=0)),
-            binary_array(sketches(signature).repeat(bands, axis=0)),
-        ]
-        self._write(f"index/{name}", pa.record_batch(index, schema=INDEX), partition_of(keys.ravel(), self.partitions))
+        index = index_entries(chunk.texts, ids, ranks, self.config.similarity)
+        self._write(f"index/{name}", index, partition_of(np.asarray(index["key"]), self.partitions))
 
     def _write(self, name: str, batch: pa.RecordBatch, partition: NDArray[np.int64]) -> None:
         self.staging.write_batches(name, split_batches(batch, partition, self.partitions))
+
+
+def index_entries(
+    texts: Sequence[str], ids: NDArray[np.uint8], ranks: NDArray[np.uint8], similarity: float
+) -> pa.RecordBatch:
+    """Entries of the comparison (`INDEX`) of some texts, one per text and band.
+
+    Args:
+        texts: normalised.
+        ids: their sha256, shape [texts, 32].
+        ranks: see `dedup.NODE`, shape [texts].
+        similarity: the threshold, which decides the bands.
+    """
+    signature = signatures(texts)
+    keys = band_keys(signature, Bands.for_similarity(similarity))
+    bands = keys.shape[1]
+    entries = [
+        pa.array(keys.ravel()),
+        pa.array(ranks.repeat(bands)),
+        binary_array(ids[:, :16].repeat(bands, axis=0)),
+        binary_array(sketches(signature).repeat(bands, axis=0)),
+    ]
+    return pa.record_batch(entries, schema=INDEX)
 
 
 class _Findings:
@@ -166,32 +180,6 @@ class _Findings:
         self.notes: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
         self.splits: set[str] = set()
-
-
-class _Quarantine(AbstractContextManager["_Quarantine"]):
-    """Writes the rejects of one unit as they come; no file without any."""
-
-    def __init__(self, staging: Staging, unit: Unit) -> None:
-        self.reasons: Counter[str] = Counter()
-        self._staging = staging
-        self._unit = unit
-        self._sink: Any = None
-
-    def __exit__(self, *_: object) -> None:
-        if self._sink is not None:
-            self._sink.close()
-
-    def add(self, reject: Rejected) -> None:
-        self.reasons[reject.reason] += 1 if reject.rows is None else reject.rows
-        if self._sink is None:
-            self._sink = self._staging.open_output(quarantine_name(self._unit.number))
-        line = json.dumps({"file": self._unit.file.name, **asdict(reject)}, ensure_ascii=True)
-        self._sink.write(line.encode() + b"\n")
-
-
-def quarantine_name(unit: int) -> str:
-    """Where the rejects of a unit are staged."""
-    return f"quarantine/{unit:06d}.jsonl"
 
 
 def _split_code(value: str | None, where: str) -> int:
