@@ -66,6 +66,10 @@ class ArtifactError(UserError):
     """An artifact is missing, incomplete or does not match its digests."""
 
 
+class TrainingError(UserError):
+    """Training cannot go on with these settings."""
+
+
 class ResourceError(UserError):
     """The cluster cannot give what was asked for."""
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import shutil
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lspm_ray.artifact import Artifact, ArtifactStore
-from lspm_ray.errors import ArtifactError
+import pyarrow.fs as pafs
+
+from lspm_ray.artifact import Artifact, ArtifactStore, filesystem
+from lspm_ray.errors import ArtifactError, ResourceError
 
 if TYPE_CHECKING:
     import torch
 
-_KEEP = 2
-"""Checkpoints kept: one more than needed, in case the newest was damaged after it was written."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors tells the system's error number only in its message.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -32,20 +40,56 @@ class CheckpointStore:
     Args:
         uri: directory (path or URI) that outlives the workers.
         warn: called with a message for each damaged checkpoint that is passed over.
+        keep: how many of the newest are kept. With one more than needed, the newest may get damaged.
     """
 
-    def __init__(self, uri: str, warn: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, uri: str, warn: Callable[[str], None] = lambda _: None, keep: int = 2) -> None:
         self._store = ArtifactStore(uri)
         self._warn = warn
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Write the checkpoint of optimiser step `step`, then drop old ones."""
-        from safetensors.torch import save_file
+        """Write the checkpoint of optimiser step `step`, then drop old ones.
 
-        with self._store.create("step", {}, {}, key=f"{step:09d}") as draft:
-            save_file(tensors, draft.path / "tensors.safetensors")
-            (draft.path / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        self._drop("step", keep=_KEEP)
+        Raises:
+            ResourceError: no room for it; the checkpoints before it are as they were.
+        """
+        self.wait()
+        self._save(step, tensors, state)
+
+    def save_async(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Like `save`, in a background thread, after the one before is complete.
+
+        Args:
+            step: optimiser steps done.
+            tensors: on the CPU, and no longer changed by the caller.
+            state: no longer changed by the caller.
+
+        Raises:
+            ResourceError: no room for the checkpoint *before* this one. What goes wrong with this one is raised by the
+                next call, `wait` and `close` included.
+        """
+        self.wait()
+        self._pending = self._thread.submit(self._save, step, tensors, state)
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more.
+
+        Raises:
+            ResourceError: no room for what was written in the background.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """`wait`, and end the thread; `save_async` cannot be called afterwards."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint whose digests hold, or None if none was ever completed.
@@ -55,6 +99,7 @@ class CheckpointStore:
         """
         from safetensors.torch import load_file
 
+        self.wait()
         names = self._names("step")
         for name in names:
             try:
@@ -71,10 +116,14 @@ class CheckpointStore:
         return None
 
     def save_best(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep the model directory that `write` makes as the best so far."""
-        with self._store.create("best", {}, {}, key=f"{step:09d}") as draft:
-            write(draft.path)
-        self._drop("best", keep=1)
+        """Keep the model directory that `write` makes as the best so far.
+
+        Raises:
+            ResourceError: no room for it; the best before it is as it was.
+        """
+        self.wait()
+        self._write("best", step, write)
+        self._drop("best", step, keep=1)
 
     def best(self) -> Artifact:
         """The best model so far, as a model directory without a tokenizer.
@@ -87,9 +136,65 @@ class CheckpointStore:
             raise ArtifactError("training left no model", field=self._store.root)
         return self._store.get(names[0])
 
+    def _save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        def write(path: Path) -> None:
+            save_file(tensors, path / "tensors.safetensors")
+            (path / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+        self._write("step", step, write, sum(tensor.nbytes for tensor in tensors.values()))
+        self._drop("step", step, self._keep)
+
+    def _write(self, stage: str, step: int, write: Callable[[Path], None], needed: int | None = None) -> None:
+        """Write an artifact; if that fails, leave nothing of it."""
+        draft = None
+        try:
+            with self._store.create(stage, {}, {}, key=f"{step:09d}") as draft:
+                write(draft.path)
+        except BaseException as error:
+            if draft is not None:
+                _remove(draft.uri)
+                if _no_room(error):
+                    raise _too_big(draft.uri, needed, error) from error
+            raise
+
     def _names(self, stage: str) -> list[str]:
         return self._store.names(stage)[::-1]
 
-    def _drop(self, stage: str, keep: int) -> None:
-        for name in self._names(stage)[keep:]:
+    def _drop(self, stage: str, step: int, keep: int) -> None:
+        """Keep what was just written and what came before it.
+
+        A later one was passed over as damaged, or is the best of a future that was given up with it.
+        """
+        newest = f"{stage}-{step:09d}"
+        names = self._names(stage)
+        kept = [name for name in names if name <= newest][:keep]
+        for name in set(names) - set(kept):
             self._store.delete(name)
+
+
+def _remove(uri: str) -> None:
+    fs, path = filesystem(uri)
+    if fs.get_file_info(path).type == pafs.FileType.Directory:
+        fs.delete_dir(path)
+
+
+def _no_room(error: BaseException) -> bool:
+    told = _OS_ERROR.search(str(error))
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    return number in _NO_ROOM
+
+
+def _too_big(uri: str, needed: int | None, error: BaseException) -> ResourceError:
+    """Call it after the partial files were removed: then the free space is what the next try would have."""
+    fs, path = filesystem(uri)
+    # A remote checkpoint is put together in a temporary directory first, and it is that one which is full.
+    place = Path(path) if isinstance(fs, pafs.LocalFileSystem) else Path(tempfile.gettempdir())
+    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.is_dir())).free
+    size = "" if needed is None else f"{needed:,} bytes needed, "
+    return ResourceError(
+        f"no room to save: {size}{free:,} bytes free ({error})",
+        field=str(place),
+        hint="Make room and run it again: it goes on from the checkpoint before",
+    )

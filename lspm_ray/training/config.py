@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lspm_ray.config import Config
 
@@ -32,7 +32,7 @@ class TrainConfig(Config):
     learning_rate: float = Field(5e-5, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "balanced_accuracy"
@@ -46,6 +46,8 @@ class WorkersConfig(Config):
 
     Attributes:
         num_workers: processes that share each batch; None for one per GPU, or one on machines without.
+        min_workers: go on with as few as this when nodes are lost, and with more again when they come back; None for
+            exactly `num_workers`.
         use_gpu: None for GPUs if the cluster has any.
         cpus_per_worker: reserved for each; None for an equal share of the cluster, less what data loading needs.
         threads: torch threads per worker without a GPU; None for an equal share of the node's CPUs.
@@ -53,10 +55,17 @@ class WorkersConfig(Config):
     """
 
     num_workers: int | None = Field(None, ge=1)
+    min_workers: int | None = Field(None, ge=1)
     use_gpu: bool | None = None
     cpus_per_worker: float | None = Field(None, gt=0)
     threads: int | None = Field(None, ge=1)
     max_failures: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def _fewer_than_most(self) -> "WorkersConfig":
+        if self.min_workers is not None and self.min_workers > (self.num_workers or self.min_workers):
+            raise ValueError(f"min_workers must not be more than num_workers ({self.num_workers})")
+        return self
 
 
 class DistillConfig(Config):

@@ -32,6 +32,7 @@ class Scaling(Config):
     """Workers of a run with every default resolved against a cluster."""
 
     num_workers: int
+    min_workers: int
     use_gpu: bool
     cpus_per_worker: float
     threads: int
@@ -70,7 +71,12 @@ def resolve(
         )
     threads = workers.threads or max(1, cpu_count() // number if not use_gpu else 1)
     return Scaling(
-        num_workers=number, use_gpu=use_gpu, cpus_per_worker=cpus, threads=threads, max_failures=workers.max_failures
+        num_workers=number,
+        min_workers=min(workers.min_workers or number, number),
+        use_gpu=use_gpu,
+        cpus_per_worker=cpus,
+        threads=threads,
+        max_failures=workers.max_failures,
     )
 
 
@@ -93,41 +99,74 @@ def fit(
         UserError: what the workers raised about the job's inputs.
     """
     import ray.data
-    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import DataConfig
 
-    scaling = _scaling(workers, totals(), wait_for_nodes_s, report)
-    columns = _columns(job)
+    scaling = scale(workers, report, wait_for_nodes_s)
     data = ray.data.read_parquet(
-        job.train_files, columns=columns, override_num_blocks=len(job.train_files), num_cpus=DATA_TASK_CPUS
+        job.train_files, columns=_columns(job), override_num_blocks=len(job.train_files), num_cpus=DATA_TASK_CPUS
     )
+    split = DataConfig(datasets_to_split=["train"], execution_options=ray.data.ExecutionOptions(preserve_order=True))
     with channel(report) as remote:
-        trainer = TorchTrainer(
-            _worker_loop,
-            train_loop_config={"job": job.model_dump(mode="json"), "threads": scaling.threads, "report": remote},
-            scaling_config=ScalingConfig(
-                num_workers=scaling.num_workers,
-                use_gpu=scaling.use_gpu,
-                resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
-            ),
-            run_config=RunConfig(
-                # Ray's own checkpoints are a plain copy without digests; ours are in job.work_uri. A fresh name each
-                # time keeps a torn Ray snapshot of a killed run from blocking this one.
-                name=uuid.uuid4().hex[:8],
-                storage_path=_storage(job.work_uri),
-                failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=0),
-            ),
-            datasets={"train": data},
-            dataset_config=DataConfig(
-                datasets_to_split=["train"], execution_options=ray.data.ExecutionOptions(preserve_order=True)
-            ),
-        )
-        _run(trainer)
+        arguments = {"job": job.model_dump(mode="json"), "threads": scaling.threads, "report": remote}
+        launch(_worker_loop, arguments, scaling, job.work_uri, datasets={"train": data}, dataset_config=split)
     return result(job)
 
 
-def _scaling(workers: WorkersConfig, have: dict[str, float], wait_for_nodes_s: float | None, report: Report) -> Scaling:
-    scaling = resolve(workers, have, grows=wait_for_nodes_s is not None)
+def launch(
+    loop: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    scaling: Scaling,
+    work_uri: str,
+    *,
+    field: str = "finetune.workers",
+    **data: Any,
+) -> None:
+    """Run `loop(arguments)` on every worker of a Ray Train run.
+
+    A worker or a node that fails is replaced, and all workers begin `loop` again: it must find its own checkpoint.
+
+    Args:
+        loop: what each worker does.
+        arguments: what it is given.
+        scaling: which workers.
+        work_uri: directory for what Ray itself writes down.
+        field: where the workers stand in the user's file, for messages.
+        data: further arguments of the trainer: Ray Data sets to feed.
+
+    Raises:
+        ResourceError: the cluster did not start the workers in time.
+        UserError: what a worker raised.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    elastic = scaling.min_workers < scaling.num_workers
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=arguments,
+        scaling_config=ScalingConfig(
+            num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            # Ray's own checkpoints are a plain copy without digests; ours are in the work directory. A fresh name each
+            # time keeps a torn Ray snapshot of a killed run from blocking this one.
+            name=uuid.uuid4().hex[:8],
+            storage_path=_storage(work_uri),
+            failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=0),
+        ),
+        **data,
+    )
+    _run(trainer, field)
+
+
+def scale(
+    workers: WorkersConfig, report: Report, wait_for_nodes_s: float | None, field: str = "finetune.workers"
+) -> Scaling:
+    """`resolve` against the connected cluster; says what it waits for where the cluster adds nodes."""
+    have = totals()
+    scaling = resolve(workers, have, field, grows=wait_for_nodes_s is not None)
     if wait_for_nodes_s is None:
         return scaling
     # The driver has it in its environment already; a task on another node has not.
@@ -196,7 +235,7 @@ def _storage(work_uri: str) -> str:
     return join(path if "://" not in work_uri else work_uri, "ray")
 
 
-def _run(trainer: Any) -> None:
+def _run(trainer: Any, field: str) -> None:
     from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
     try:
@@ -209,7 +248,7 @@ def _run(trainer: Any) -> None:
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
             raise ResourceError(
                 f"the cluster did not start the training workers in time: {error}",
-                field="finetune.workers",
+                field=field,
                 hint="Is something else holding them? A cluster that grows may be at its limit (max_workers, quotas), "
                 "or need longer: cluster.nodes_within_s",
             ) from None

@@ -1,0 +1,132 @@
+"""Pretraining with several real worker processes (gloo), however the model is spread over them."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lspm_ray.artifact import ArtifactStore, Draft
+from lspm_ray.training.checkpoint import CheckpointStore
+from lspm_ray.training.pretrain_config import PretrainConfig
+from lspm_ray.training.pretrain_loop import PretrainJob, PretrainWorker, pretrain_model
+from tests.toy_blocks import toy_blocks
+from tests.toys import toy_tokenizer
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 10
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+Train = Callable[..., dict[str, torch.Tensor]]
+
+
+class KilledError(Exception):
+    pass
+
+
+def work(rank: int, world: int, port: int, raw: dict[str, Any], stop_at: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+
+    def report(values: dict[str, Any]) -> None:
+        if values.get("step", 0) >= stop_at:
+            os._exit(9)
+
+    worker = PretrainWorker(rank, world, torch.device("cpu"), dist.all_reduce, report)
+    pretrain_model(PretrainJob.parse(raw), worker)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
+    folder = tmp_path_factory.mktemp("parallel")
+    store = ArtifactStore(str(folder / "store"))
+
+    def build(draft: Draft) -> None:
+        toy_tokenizer().save_pretrained(draft.path)
+
+    tokenizer = store.make("tokenizer", {}, {}, build)
+    rows = {"train": [150, 90], "validation": [40]}
+    blocks = toy_blocks(store, rows, length=16, vocabulary=len(toy_tokenizer()), counting=True)
+
+    def run(name: str, world: int, stop_at: int = 1 << 30, **config: Any) -> dict[str, torch.Tensor]:
+        fields = {
+            "steps": STEPS,
+            "batch_size": 7,
+            "micro_batch_size": 2,
+            "model": {"size": "toy", "config": NO_DROPOUT},
+            "learning_rate": 1e-3,
+            "weight_decay": 0.0,
+            "validation_blocks": 10,
+            "validate_every_steps": 5,
+            "checkpoint_every_steps": 3,
+            "log_every_steps": 1,
+            "precision": "fp32",
+        }
+        job = PretrainJob(
+            blocks_uri=blocks.uri,
+            tokenizer_uri=tokenizer.uri,
+            base_uri=None,
+            config=PretrainConfig.parse(fields | config),
+            work_uri=str(folder / name),
+            log_uri=str(folder / f"{name}-log"),
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = (world, port, job.model_dump(mode="json"), stop_at)
+        if stop_at <= STEPS:
+            with pytest.raises(mp.ProcessExitedException):
+                mp.spawn(work, arguments, nprocs=world)
+        else:
+            mp.spawn(work, arguments, nprocs=world)
+        last = CheckpointStore(str(Path(job.work_uri))).latest()
+        assert last is not None
+        return last.tensors
+
+    return run
+
+
+def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert set(left) == set(right)
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(train: Train) -> dict[str, torch.Tensor]:
+    return train("alone", 1)
+
+
+@pytest.mark.parametrize(("world", "parallelism"), [(3, "ddp"), (2, "fsdp")])
+def test_more_workers_make_the_same_steps(
+    train: Train, alone: dict[str, torch.Tensor], world: int, parallelism: str
+) -> None:
+    assert_close(train(f"{parallelism}{world}", world, parallelism=parallelism), alone)
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_two_workers_killed_and_resumed_end_with_equal_weights(train: Train, parallelism: str) -> None:
+    whole = train(f"whole-{parallelism}", 2, parallelism=parallelism)
+    train(f"killed-{parallelism}", 2, parallelism=parallelism, stop_at=8)
+    resumed = train(f"killed-{parallelism}", 2, parallelism=parallelism)
+    assert set(whole) == set(resumed)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_goes_on_with_other_workers_and_another_way_of_spreading(
+    train: Train, alone: dict[str, torch.Tensor]
+) -> None:
+    train("other", 2, parallelism="fsdp", stop_at=5)
+    train("other", 3, parallelism="ddp", stop_at=8)
+    assert_close(train("other", 1), alone)
+
+
+def test_activation_checkpointing_changes_nothing(train: Train, alone: dict[str, torch.Tensor]) -> None:
+    assert_close(train("recomputed", 1, activation_checkpointing=True), alone)

@@ -1,0 +1,168 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.errors import ConfigError, DataError, ModelError, TrainingError
+from lspm_ray.training.checkpoint import CheckpointStore
+from lspm_ray.training.pretrain_config import PretrainConfig
+from lspm_ray.training.pretrain_loop import TIMINGS, PretrainJob, PretrainWorker, make_model, pretrain_model
+from tests.toy_blocks import toy_blocks
+from tests.toys import toy_tokenizer
+
+Job = Callable[..., PretrainJob]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(store: ArtifactStore) -> Artifact:
+    def build(draft: Draft) -> None:
+        made = toy_tokenizer()
+        made.save_pretrained(draft.path)
+
+    return store.make("tokenizer", {}, {}, build)
+
+
+@pytest.fixture(scope="module")
+def blocks(store: ArtifactStore) -> Artifact:
+    rows = {"train": [150, 90], "validation": [40]}
+    return toy_blocks(store, rows, length=16, vocabulary=len(toy_tokenizer()), counting=True)
+
+
+@pytest.fixture
+def job(tmp_path: Path, blocks: Artifact, tokenizer: Artifact) -> Job:
+    def make(work: str = "work", **config: Any) -> PretrainJob:
+        defaults: dict[str, Any] = {
+            "steps": 12,
+            "batch_size": 8,
+            "micro_batch_size": 4,
+            "model": {"size": "toy"},
+            "validation_blocks": 16,
+            "validate_every_steps": 6,
+            "checkpoint_every_steps": 4,
+            "log_every_steps": 2,
+            "precision": "fp32",
+        }
+        return PretrainJob(
+            blocks_uri=blocks.uri,
+            tokenizer_uri=tokenizer.uri,
+            base_uri=None,
+            config=PretrainConfig.parse(defaults | config),
+            work_uri=str(tmp_path / work),
+            log_uri=str(tmp_path / f"{work}-log"),
+        )
+
+    return make
+
+
+class KilledError(Exception):
+    pass
+
+
+def alone(report: Callable[[dict[str, Any]], None] = lambda values: None) -> PretrainWorker:
+    return PretrainWorker(0, 1, torch.device("cpu"), lambda tensor: None, report)
+
+
+def weights(job: PretrainJob) -> str:
+    last = CheckpointStore(job.work_uri).latest()
+    assert last is not None
+    digest = hashlib.sha256()
+    for name in sorted(last.tensors):
+        digest.update(name.encode() + last.tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def without_timings(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in history]
+
+
+@pytest.mark.parametrize(("objective", "killed_at"), [("masked_lm", 6), ("causal_lm", 2), ("causal_lm", 11)])
+def test_a_killed_run_ends_with_the_same_weights(job: Job, killed_at: int, objective: str) -> None:
+    whole = job("whole", objective=objective)
+    expected = pretrain_model(whole, alone())
+
+    def kill(values: dict[str, Any]) -> None:
+        if values.get("step", 0) >= killed_at:
+            raise KilledError
+
+    broken = job("broken", objective=objective)
+    with pytest.raises(KilledError):
+        pretrain_model(broken, alone(kill))
+    notes: list[str] = []
+    history = pretrain_model(broken, alone(lambda values: notes.append(values.get("note", ""))))
+    assert weights(broken) == weights(whole)
+    assert without_timings(history) == without_timings(expected)
+    if killed_at > 4:
+        assert any("resumed at step" in note for note in notes)
+
+
+def test_the_micro_batch_changes_nothing_but_rounding(job: Job) -> None:
+    small = {"size": "toy", "config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
+    losses = [
+        pretrain_model(job(f"m{size}", micro_batch_size=size, model=small), alone())[-1]["validation_loss"]
+        for size in (8, 3, 1)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)
+
+
+def test_it_learns(job: Job) -> None:
+    lines: list[dict[str, Any]] = []
+    config = {"steps": 60, "learning_rate": 5e-3, "validate_every_steps": 10}
+    history = pretrain_model(job(objective="causal_lm", **config), alone(lines.append))
+    losses = [entry["validation_loss"] for entry in history]
+    assert losses[-1] < losses[0] - 0.02
+    assert [entry["step"] for entry in history] == [10, 20, 30, 40, 50, 60]
+    assert history[-1]["tokens"] == 60 * 8 * 16
+    said = next(line for line in lines if "loss" in line)
+    assert {"loss", "tokens_per_s", "mfu", "learning_rate", "gradient_norm", "data_wait_share"} <= set(said)
+
+
+def test_documents_apart_give_another_loss(job: Job) -> None:
+    together, apart = (
+        pretrain_model(job(f"a{across}", objective="causal_lm", across_documents=across), alone())[-1]
+        for across in (True, False)
+    )
+    assert together["validation_loss"] != apart["validation_loss"]
+
+
+def test_the_best_model_is_kept(job: Job) -> None:
+    made = job(steps=30, learning_rate=0.05, validate_every_steps=5)
+    history = pretrain_model(made, alone())
+    best = min(history, key=lambda entry: entry["validation_loss"])
+    directory = CheckpointStore(made.work_uri).best()
+    assert directory.uri.endswith(f"{int(best['step']):09d}")
+    assert json.loads((directory.local() / "config.json").read_text())["model_type"] == "bert"
+
+
+def test_an_infinite_loss_ends_the_run(job: Job) -> None:
+    with pytest.raises(TrainingError, match=r"pretrain\.learning_rate.*1e\+30"):
+        pretrain_model(job(learning_rate=1e30, steps=40, warmup_fraction=0), alone())
+
+
+def test_a_batch_larger_than_the_data_is_refused(job: Job) -> None:
+    with pytest.raises(DataError, match="240.*1000"):
+        pretrain_model(job(batch_size=1000), alone())
+
+
+def test_what_does_not_fit_is_refused(job: Job, blocks: Artifact) -> None:
+    with pytest.raises(ModelError, match="vocabulary does not fit"):
+        make_model(job(model={"size": "toy", "config": {"vocab_size": 20}}))
+    with pytest.raises(ConfigError, match="longer than the 8 positions"):
+        make_model(job(model={"size": "toy", "config": {"max_position_embeddings": 8}}))
+
+
+def test_curves_go_to_tensorboard(job: Job) -> None:
+    made = job()
+    pretrain_model(made, alone())
+    (file,) = Path(made.log_uri).iterdir()
+    content = file.read_bytes()
+    assert all(name in content for name in (b"loss", b"tokens_per_s", b"mfu", b"validation_loss", b"gradient_norm"))
