@@ -51,6 +51,10 @@ def _stage_command(name: str, help_text: str) -> None:
     app.command(name, help=help_text)(command)
 
 
+_stage_command("documents", "Read, clean and deduplicate raw text.")
+_stage_command("tokenizer", "Train a tokenizer on the documents, or take one over.")
+_stage_command("blocks", "Tokenise the documents and pack them into blocks.")
+_stage_command("pretrain", "Pretrain a model on the blocks, data-parallel.")
 _stage_command("prepare", "Read, clean, split and tokenise the corpus.")
 _stage_command("finetune", "Fine-tune the pretrained model, data-parallel.")
 _stage_command("compress", "Make every compressed variant.")

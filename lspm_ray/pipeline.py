@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.compression.compress import compress
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.corpus.prepare import prepare
 from lspm_ray.corpus.shards import class_counts
+from lspm_ray.documents.blocks import make_blocks
+from lspm_ray.documents.collect import collect_documents
+from lspm_ray.documents.tokenizer import make_tokenizer
+from lspm_ray.errors import ConfigError
 from lspm_ray.models.base import base
 from lspm_ray.profiling.profile import profile
 from lspm_ray.progress import Report
@@ -20,9 +24,9 @@ from lspm_ray.selection.select import check_feasible, select
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import finetune
+from lspm_ray.training.pretrain import pretrain
 
-STAGES = ("base", "prepare", "finetune", "compress", "profile", "select", "report")
-"""In the order of the data."""
+T = TypeVar("T")
 
 
 class NotMadeError(Exception):
@@ -51,6 +55,12 @@ class ReadOnlyStore(ArtifactStore):
         """Leaves everything as it is."""
 
 
+def _given(section: T | None, name: str) -> T:
+    if section is None:
+        raise ConfigError(f"this configuration has no section `{name}`", field=name)
+    return section
+
+
 @dataclass
 class Pipeline:
     """One run. Stages ask for what they need; nothing is made twice.
@@ -71,14 +81,43 @@ class Pipeline:
         return Task.make(self.settings.task)
 
     @cached_property
+    def documents(self) -> Artifact:
+        """Raw text: cleaned, without duplicates, in shards."""
+        return collect_documents(_given(self.settings.documents, "documents"), self.store, self.report)
+
+    @cached_property
+    def tokenizer(self) -> Artifact:
+        """The tokenizer of the blocks: trained, taken over, or that of the model to go on from."""
+        if self.settings.tokenizer is None:
+            return self.base
+        return make_tokenizer(self.settings.tokenizer, self.documents, self.store, self.report)
+
+    @cached_property
+    def blocks(self) -> Artifact:
+        """The documents as blocks of tokens."""
+        return make_blocks(self.settings.blocks, self.documents, self.tokenizer, self.store, self.report)
+
+    @cached_property
+    def pretrain(self) -> Artifact:
+        """The model that was pretrained here."""
+        config, wait = _given(self.settings.pretrain, "pretrain"), self.settings.cluster.wait_for_nodes_s
+        base = self.base if config.model.name is not None else None
+        return pretrain(config, self.blocks, self.tokenizer, base, self.store, self.report, wait)
+
+    @cached_property
     def base(self) -> Artifact:
-        """The pretrained model, copied into the store."""
-        return base(self.settings.model, self.store)
+        """The pretrained model that was taken over, copied into the store."""
+        return base(self.settings.start, self.store)
+
+    @property
+    def start(self) -> Artifact:
+        """What fine-tuning starts from."""
+        return self.base if self.settings.pretrain is None else self.pretrain
 
     @cached_property
     def prepare(self) -> Artifact:
         """The corpus: cleaned, split, tokenised."""
-        data = prepare(self.settings.data, self.task, self.base, self.store, self.report)
+        data = prepare(self.settings.labelled, self.task, self.start, self.store, self.report)
         check_feasible(self.settings.select, sum(class_counts(data, "calibration")))
         return data
 
@@ -86,7 +125,7 @@ class Pipeline:
     def finetune(self) -> Artifact:
         """The full model."""
         config, wait = self.settings.finetune, self.settings.cluster.wait_for_nodes_s
-        return finetune(config, self.task, self.base, self.prepare, self.store, self.report, wait)
+        return finetune(config, self.task, self.start, self.prepare, self.store, self.report, wait)
 
     @cached_property
     def compress(self) -> dict[str, Artifact]:

@@ -1,14 +1,19 @@
 """The whole configuration file: one section per part, in the order of the data."""
 
+from __future__ import annotations
+
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lspm_ray.cluster import ClusterConfig
 from lspm_ray.compression.compress import CompressConfig
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.config import DataConfig
+from lspm_ray.documents.blocks_config import BlocksConfig
+from lspm_ray.documents.config import DocumentsConfig
+from lspm_ray.documents.tokenizer_config import TokenizerConfig
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.source import ModelConfig
 from lspm_ray.profiling.profile import ProfileConfig
@@ -16,20 +21,30 @@ from lspm_ray.selection.select import SelectConfig
 from lspm_ray.serving.config import OfflineConfig, ServeConfig
 from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import FinetuneConfig
+from lspm_ray.training.pretrain_config import PretrainConfig
 
 
 class Settings(Config):
-    """A run, from labelled data and a pretrained model to an endpoint.
+    """A run, in one or two halves: from raw text to a pretrained model, and from labelled data to an endpoint.
 
     Attributes:
         output: directory or URI of all artifacts of the run.
+        documents: raw text; with it the first half is made, as far as its sections go.
+        tokenizer: of the blocks; None makes no blocks, or takes that of `pretrain.model.name`.
+        pretrain: None makes no model.
         task: `{task: NAME, ...}` or just the name.
+        data: labelled texts; with them the second half is made.
+        model: that fine-tuning starts from; None takes the one that was pretrained.
     """
 
     output: str = Field(min_length=1)
+    documents: DocumentsConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+    blocks: BlocksConfig = BlocksConfig()
+    pretrain: PretrainConfig | None = None
     task: dict[str, Any] = Field(default_factory=lambda: {"task": "text_classification"})
-    data: DataConfig
-    model: ModelConfig
+    data: DataConfig | None = None
+    model: ModelConfig | None = None
     finetune: FinetuneConfig = FinetuneConfig()
     compress: CompressConfig = CompressConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -45,6 +60,60 @@ class Settings(Config):
             return Task.make(value).spec()
         except ConfigError as error:
             raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _sections_go_together(self) -> Settings:
+        if self.documents is None and self.data is None:
+            raise ValueError("give `documents` (raw text to pretrain on), `data` (labelled texts), or both")
+        for name in ("tokenizer", "pretrain"):
+            if getattr(self, name) is not None and self.documents is None:
+                raise ValueError(f"`{name}` needs `documents`")
+        if self.pretrain is not None:
+            if self.model is not None:
+                raise ValueError("`model` and `pretrain` both say what fine-tuning starts from: leave one out")
+            if self.tokenizer is None and self.pretrain.model.name is None:
+                raise ValueError("a fresh model needs a `tokenizer`, trained (`algorithm`) or taken over (`name`)")
+        if self.data is not None and self.model is None and self.pretrain is None:
+            raise ValueError("`data` needs a `model`, or `pretrain` to make one")
+        return self
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages of this run, in the order of the data."""
+        continued = self.pretrain is not None and self.pretrain.model.name is not None
+        present = {
+            "documents": self.documents is not None,
+            "base": self.model is not None or continued,
+            "tokenizer": self.tokenizer is not None,
+            "blocks": self.tokenizer is not None or self.pretrain is not None,
+            "pretrain": self.pretrain is not None,
+        }
+        labelled = ("prepare", "finetune", "compress", "profile", "select", "report") if self.data is not None else ()
+        return (*(name for name, there in present.items() if there), *labelled)
+
+    @property
+    def labelled(self) -> DataConfig:
+        """The labelled texts.
+
+        Raises:
+            ConfigError: the run has none.
+        """
+        if self.data is None:
+            raise ConfigError("this configuration has no labelled texts", field="data", hint="Add a `data` section")
+        return self.data
+
+    @property
+    def start(self) -> ModelConfig:
+        """The pretrained model that is taken over, for fine-tuning or to be pretrained further.
+
+        Raises:
+            ConfigError: the run takes none over.
+        """
+        if self.model is not None:
+            return self.model
+        if self.pretrain is not None and self.pretrain.model.name is not None:
+            return ModelConfig(name=self.pretrain.model.name, revision=self.pretrain.model.revision)
+        raise ConfigError("this configuration takes no pretrained model over", field="model")
 
     @field_validator("select")
     @classmethod

@@ -11,7 +11,6 @@ from lspm_ray.commands.predict import Request, predict
 from lspm_ray.commands.preflight import check
 from lspm_ray.errors import ConfigError, ModelError, UserError
 from lspm_ray.models.base import base
-from lspm_ray.pipeline import STAGES
 from lspm_ray.settings import Settings
 from tests.toys import toy_model_dir
 
@@ -35,7 +34,7 @@ def test_what_fits_is_said(raw):
     assert any(
         line.startswith("model: ")
         and line.endswith("bert, 0 MB of weights, tokenizer loads, fits the task and the recipes")
-        for line in check(Settings.parse(raw), STAGES)
+        for line in check(Settings.parse(raw), Settings.parse(raw).stages)
     )
 
 
@@ -54,9 +53,9 @@ def test_what_fits_is_said(raw):
 def test_what_does_not_fit_the_model_is_refused(raw, made, changes, error, message):
     settings = Settings.parse(raw | changes)
     if made:
-        base(settings.model, ArtifactStore(settings.output))
+        base(settings.start, ArtifactStore(settings.output))
     with pytest.raises(error, match=message):
-        check(settings, STAGES[1:] if made else STAGES)
+        check(settings, settings.stages[1:] if made else settings.stages)
 
 
 def test_sample_before_a_run_says_what_to_run_first(raw, tmp_path):
@@ -81,3 +80,82 @@ def test_first_that_names_none_is_refused(raw):
         Settings.parse(raw | {"select": {"first": "no"}})
     with pytest.raises(ConfigError, match=r"1 problem.*\n.*compress\.variants"):
         Settings.parse(raw | {"select": {"first": "no"}, "compress": {"variants": 1}})
+
+
+@pytest.fixture
+def raw_text(tmp_path):
+    """A configuration that pretrains, in which nothing is wrong."""
+    (tmp_path / "prose.txt").write_text("Some words of prose.\n\nAnd more of them.")
+    return {
+        "output": str(tmp_path / "run"),
+        "documents": {"source": str(tmp_path / "prose.txt"), "rules": ["lowercase"]},
+        "tokenizer": {"algorithm": "bpe", "vocab_size": 1000},
+        "blocks": {"length": 64},
+        "pretrain": {"objective": "masked_lm", "model": {"size": "toy"}, "epochs": 1},
+        "cluster": {"num_cpus": 2, "num_gpus": 0},
+    }
+
+
+def test_what_will_be_pretrained_is_said(raw_text):
+    settings = Settings.parse(raw_text)
+    assert settings.stages == ("documents", "tokenizer", "blocks", "pretrain")
+    found = "\n".join(check(settings, settings.stages))
+    assert "documents: 1 text file(s), 0.0 MB; rules: lowercase" in found
+    assert "pretrain: masked_lm, a fresh bert of size toy" in found
+    assert "pretrain: 1 training worker(s)" in found
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "error", "message"),
+    [
+        ("documents", {"source": "nowhere/*.txt"}, UserError, r"documents\.source: .*nowhere"),
+        (
+            "documents",
+            {"decontaminate": {"quiz": {"source": "nowhere"}}},
+            UserError,
+            r"documents\.decontaminate.*nowhere",
+        ),
+        ("documents", {"rules": [{"rule": "language", "languages": ["xx"]}]}, ConfigError, "xx"),
+        ("tokenizer", {"algorithm": None, "name": "./nowhere", "vocab_size": None}, UserError, "vocab_size"),
+        ("pretrain", {"model": {"size": "huge"}}, ConfigError, r"pretrain\.model\.size.*huge.*toy"),
+        ("pretrain", {"model": {"config": {"hiden_size": 3}}}, ConfigError, r"hiden_size.*hidden_size"),
+        ("pretrain", {"model": {"name": "./nowhere"}}, ModelError, "nowhere"),
+        ("pretrain", {"objective": "causal"}, ConfigError, r"unknown objective.*causal_lm"),
+        ("pretrain", {"steps": 3}, ConfigError, "give one of epochs, steps and tokens, not epochs, steps"),
+        ("pretrain", {"workers": {"num_workers": 9}}, UserError, r"pretrain\.workers\.num_workers"),
+        (
+            "pretrain",
+            {"model": {"config": {"max_position_embeddings": 32}}},
+            ConfigError,
+            "64 tokens are longer than the 32",
+        ),
+        ("pretrain", {"model": {"config": {"vocab_size": 900}}}, ModelError, r"1000.*900"),
+    ],
+)
+def test_mistakes_in_pretraining_are_known_before_it_starts(raw_text, section, changes, error, message):
+    with pytest.raises(error, match=message):
+        settings = Settings.parse(raw_text | {section: raw_text[section] | changes})
+        check(settings, settings.stages)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"documents": None}, r"`documents`.*`data`"),
+        ({"tokenizer": None}, "a fresh model needs a `tokenizer`"),
+        ({"model": {"name": "a/b"}}, "leave one out"),
+    ],
+)
+def test_sections_must_go_together(raw_text, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Settings.parse(raw_text | changes)
+
+
+def test_the_pretrained_model_must_fit_the_labelled_task(raw, raw_text):
+    both = raw | raw_text
+    both.pop("model")
+    settings = Settings.parse(both)
+    assert settings.stages[:6] == ("documents", "tokenizer", "blocks", "pretrain", "prepare", "finetune")
+    check(settings, settings.stages)
+    with pytest.raises(ConfigError, match=r"task\.max_length"):
+        check(Settings.parse(both | {"task": {"task": "text_classification", "max_length": 65}}), settings.stages)

@@ -56,9 +56,7 @@ def toy_blocks(
     return store.artifacts()[-1]
 
 
-def _table(
-    rng: np.random.Generator, count: int, length: int, vocabulary: int, pad_id: int, counting: bool
-) -> pa.Table:
+def _table(rng: np.random.Generator, count: int, length: int, vocabulary: int, pad_id: int, counting: bool) -> pa.Table:
     ids, segments = rng.integers(8, vocabulary, size=(count, length)), []
     if counting:
         ids = 8 + (ids[:, :1] + np.arange(length)) % (vocabulary - 8)

@@ -135,7 +135,7 @@ def _file(
     from lspm_ray.serving.offline import predict_offline
 
     view = StageView()
-    columns, csv = settings.data.text, settings.data.csv
+    columns, csv = settings.labelled.text, settings.labelled.csv
     if request.offline:
         artifact = selected(settings, config, overrides)
         with connect(settings.cluster), view.stage("predict") as finish:

@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from lspm_ray.artifact import cpu_count, filesystem
 from lspm_ray.cluster import ClusterConfig, running_cluster
 from lspm_ray.compression.recipe import check_recipes
-from lspm_ray.corpus.check import check_columns
-from lspm_ray.corpus.config import DataConfig
+from lspm_ray.corpus.check import check_columns, check_files
+from lspm_ray.corpus.config import DataConfig, SourceConfig
+from lspm_ray.documents.config import DocumentsConfig
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.base import base
 from lspm_ray.models.directory import load_tokenizer
-from lspm_ray.models.shape import shape_of
-from lspm_ray.models.source import locate, read_config
+from lspm_ray.models.presets import build_config
+from lspm_ray.models.shape import Shape, shape_of
+from lspm_ray.models.source import ModelConfig, locate, locate_tokenizer, read_config
 from lspm_ray.pipeline import ReadOnlyStore
 from lspm_ray.serving.deploy import check_fits
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
+from lspm_ray.training.objective import Objective, check_fit
+from lspm_ray.training.pretrain_config import PretrainConfig
 from lspm_ray.training.trainer import Scaling, resolve
 
 _LABELS_SHOWN = 10
@@ -36,10 +40,17 @@ def check(settings: Settings, missing: Sequence[str]) -> list[str]:
     """
     _writable(settings.output)
     found = [f"output: {settings.output} can be written"]
-    if {"base", "prepare", "compress"} & set(missing):
-        found.append(_model(settings, in_store="base" not in missing))
+    if "documents" in missing and settings.documents is not None:
+        found.append(_documents(settings.documents))
+    if "tokenizer" in missing and settings.tokenizer is not None and settings.tokenizer.name is not None:
+        locate_tokenizer(settings.tokenizer.source())
+        found.append(f"tokenizer: {settings.tokenizer.name}")
+    if "pretrain" in missing and settings.pretrain is not None:
+        found.append(_pretrain(settings, settings.pretrain))
+    if settings.model is not None and {"base", "prepare", "compress"} & set(missing):
+        found.append(_model(settings, settings.model, in_store="base" not in missing))
     if "prepare" in missing:
-        found.append(_data(settings.data))
+        found.append(_data(settings.labelled))
     address = running_cluster(settings.cluster)
     if address is not None:
         return [*found, f"resources: known once connected to {address}"]
@@ -48,6 +59,8 @@ def check(settings: Settings, missing: Sequence[str]) -> list[str]:
 
 def _fitting(settings: Settings, missing: Sequence[str], have: dict[str, float]) -> list[str]:
     found = []
+    if "pretrain" in missing and settings.pretrain is not None:
+        found.append(_workers("pretrain", resolve(settings.pretrain.workers, have, "pretrain.workers")))
     if "finetune" in missing:
         found.append(_workers("finetune", resolve(settings.finetune.workers, have)))
     if "compress" in missing and settings.compress.workers is not None:
@@ -59,13 +72,45 @@ def _fitting(settings: Settings, missing: Sequence[str], have: dict[str, float])
     return found
 
 
-def _model(settings: Settings, *, in_store: bool) -> str:
-    name = settings.model.name
-    directory = base(settings.model, ReadOnlyStore(settings.output)).local() if in_store else locate(settings.model)
+def _documents(config: DocumentsConfig) -> str:
+    for rule in config.cleaning():
+        rule.prepare()
+    sources: dict[str, SourceConfig] = {"documents": config, **config.decontaminate}
+    found = {name: check_files(source) for name, source in sources.items()}["documents"]
+    rules = ", ".join(rule.name for rule in config.cleaning()) or "none"
+    size = sum(file.bytes for file in found) / 1e6
+    return f"documents: {len(found)} {found[0].format} file(s), {size:.1f} MB; rules: {rules}"
+
+
+def _pretrain(settings: Settings, config: PretrainConfig) -> str:
+    objective, model = Objective.make(config.objective), config.model
+    if model.name is not None:
+        start = ModelConfig(name=model.name, revision=model.revision)
+        _fits(settings, shape_of(read_config(locate(start), model.name), model.name))
+        return f"pretrain: {objective.name}, going on from {model.name}"
+    architecture = model.architecture or objective.architectures[0]
+    size = settings.tokenizer.vocab_size if settings.tokenizer and settings.tokenizer.algorithm else 1
+    ids = dict.fromkeys(("pad", "mask", "bos", "eos", "cls", "sep"), 0)
+    length = settings.blocks.length
+    made = build_config(architecture, model.size, vocab_size=size, length=length, ids=ids, overrides=model.config)
+    check_fit(size, length, made)
+    _fits(settings, shape_of(made.to_dict(), architecture))
+    return f"pretrain: {objective.name}, a fresh {architecture} of size {model.size}"
+
+
+def _fits(settings: Settings, shape: Shape) -> None:
+    """Refuse a base model that the labelled half of the run cannot use."""
+    if settings.data is not None:
+        shape.check_length(Task.make(settings.task).max_length)
+        check_recipes(settings.compress.variants, shape)
+
+
+def _model(settings: Settings, model: ModelConfig, *, in_store: bool) -> str:
+    name = model.name
+    directory = base(model, ReadOnlyStore(settings.output)).local() if in_store else locate(model)
     load_tokenizer(directory)
     shape = shape_of(read_config(directory, name), name)
-    shape.check_length(Task.make(settings.task).max_length)
-    check_recipes(settings.compress.variants, shape)
+    _fits(settings, shape)
     size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
     return (
         f"model: {name}: {shape.model_type}, {size:.0f} MB of weights, tokenizer loads, fits the task and the recipes"

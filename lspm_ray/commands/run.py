@@ -12,12 +12,14 @@ from lspm_ray.cluster import connect, prepare_environment
 from lspm_ray.commands.console import StageView, table
 from lspm_ray.commands.preflight import check
 from lspm_ray.config import load
-from lspm_ray.pipeline import STAGES, NotMadeError, Pipeline, ReadOnlyStore
+from lspm_ray.errors import ConfigError
+from lspm_ray.pipeline import NotMadeError, Pipeline, ReadOnlyStore
 from lspm_ray.settings import Settings
 
 _WORK = {"compress": ["variant", "teach"]}
 """Stages whose unfinished work is kept under other names."""
-_NEXT = {"run": "serve", "prepare": "finetune", "finetune": "compress", "compress": "profile", "profile": "select"}
+_NEEDS = {"documents": "documents", "tokenizer": "tokenizer", "blocks": "tokenizer", "pretrain": "pretrain"}
+"""Section that a stage needs, where it is not `data`."""
 
 
 def settings_from(config: Path, overrides: Sequence[str]) -> Settings:
@@ -38,8 +40,7 @@ def run(config: Path, overrides: Sequence[str], stage: str, *, dry_run: bool = F
         UserError: anything a user can mend, before expensive work where it can be known before.
     """
     settings = settings_from(config, overrides)
-    last = STAGES[-1] if stage == "run" else stage
-    wanted = STAGES[: STAGES.index(last) + 1]
+    wanted = _wanted(settings, stage)
     done = finished(settings)
     missing = [name for name in wanted if name not in done]
     view = StageView(quiet=quiet)
@@ -63,11 +64,26 @@ def run(config: Path, overrides: Sequence[str], stage: str, *, dry_run: bool = F
     return pipeline
 
 
+def _wanted(settings: Settings, stage: str) -> tuple[str, ...]:
+    stages = settings.stages
+    if stage == "run":
+        return stages
+    if stage not in stages:
+        needs = _NEEDS.get(stage, "data")
+        raise ConfigError(
+            f"this configuration has nothing to do for `{stage}`",
+            field=needs,
+            valid=stages,
+            hint=f"Add a section `{needs}`",
+        )
+    return stages[: stages.index(stage) + 1]
+
+
 def finished(settings: Settings) -> dict[str, Any]:
     """Stage -> its result, for the stages that need no work."""
     pipeline = Pipeline(settings, ReadOnlyStore(settings.output), lambda _: None)
     done: dict[str, Any] = {}
-    for name in STAGES:
+    for name in settings.stages:
         try:
             done[name] = pipeline.stage(name)
         except NotMadeError:
@@ -83,7 +99,7 @@ def status(config: Path, overrides: Sequence[str]) -> None:
     busy = store.busy()
     state = "running" if busy else ""
     rows = []
-    for name in STAGES:
+    for name in settings.stages:
         if name not in done:
             work = any(store.has_work(kind) for kind in _WORK.get(name, [name]))
             rows.append([name, state or ("interrupted, will resume" if work else "to do"), "", "", ""])
@@ -94,7 +110,7 @@ def status(config: Path, overrides: Sequence[str]) -> None:
             rows.append([label, "done", Path(artifact.uri).name, manifest.digest[:12], manifest.created_utc[:19]])
     print(settings.output)
     table(["stage", "state", "artifact", "digest", "made (UTC)"], rows)
-    missing = [name for name in STAGES if name not in done]
+    missing = [name for name in settings.stages if name not in done]
     if busy:
         print("a run is at work here")
     else:
@@ -124,13 +140,27 @@ def _print_plan(settings: Settings, wanted: Sequence[str], done: dict[str, Any])
 
 
 def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipeline, view: StageView) -> None:
-    if stage in ("run", "select"):
-        from lspm_ray.commands.summary import print_decision
+    from lspm_ray.commands.summary import print_decision, print_pretraining
 
+    stages = pipeline.settings.stages
+    last = stages[-1] if stage == "run" else stage
+    print_pretraining(pipeline, stages[: stages.index(last) + 1] if stage == "run" else [stage])
+    if stage == "select" or last == "report":
         print_decision(pipeline)
-    if stage == "run":
+    if last == "report":
         print(f"report: {pipeline.report_page.path('report.html')}")
-    print(f"next: {_command(_NEXT.get(stage, 'serve'), config, overrides)}")
+    following = stages[stages.index(last) + 1 : stages.index(last) + 2]
+    if following or "select" in stages:
+        print(f"next: {_command(_after(following), config, overrides)}")
+    else:
+        print(f"made: {pipeline.stage(last).uri}")
+
+
+def _after(following: Sequence[str]) -> str:
+    """The command for the next stage; the report is made with all others, and a base model with what needs it."""
+    if not following or following[0] == "report":
+        return "serve"
+    return following[0]
 
 
 def _command(verb: str, config: Path, overrides: Sequence[str]) -> str:

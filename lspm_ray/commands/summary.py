@@ -1,6 +1,9 @@
-"""The decision in a terminal: the table of variants, what is served, and why the others are not."""
+"""Results in a terminal: what was found in the text, the table of variants, what is served, and why others are not."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lspm_ray.commands.console import table
 from lspm_ray.evaluation.metrics import Estimate
@@ -22,6 +25,58 @@ def print_decision(pipeline: Pipeline) -> None:
     print(describe(plan, certificate))
     for name, reason in plan.reasons.items():
         print(f"  not {name}: {reason}")
+
+
+def print_pretraining(pipeline: Pipeline, stages: Sequence[str]) -> None:
+    """Print what the stages before fine-tuning found, those of `stages` that are such."""
+    for stage, lines in _PRETRAINING.items():
+        if stage in stages:
+            for line in lines(pipeline.stage(stage).manifest.summary):
+                print(line)
+
+
+def _documents(found: dict[str, Any]) -> list[str]:
+    kept = {name: split["documents"] for name, split in found["splits"].items()}
+    dropped = [f"{count:,} {reason}" for reason, count in sorted(found["dropped"].items(), key=lambda e: -e[1])]
+    aside = [f"{count:,} {reason}" for reason, count in found["quarantined"].items()]
+    words, lengths = found["words"], found["characters"]["train"]
+    coverage = ", ".join(f"{int(top):,}: {100 * share:.1f} %" for top, share in words["coverage"].items())
+    return [
+        f"documents: {found['documents_read']:,} read, {kept['train']:,} to train on, "
+        f"{kept['validation']:,} to validate on",
+        f"  dropped: {', '.join(dropped) or 'none'}",
+        *([f"  could not be read: {', '.join(aside)} (see quarantine/)"] if aside else []),
+        f"  characters: {lengths['total']:,}; of a document: median {lengths['p50']:,}, 95 % up to {lengths['p95']:,}",
+        f"  words: {words['occurrences']:,}, {words['different']:,} different; share of the most frequent {coverage}",
+    ]
+
+
+def _blocks(found: dict[str, Any]) -> list[str]:
+    train, held_out = found["splits"]["train"], found["splits"]["validation"]
+    return [
+        f"blocks: {train['blocks']:,} of {found['length']} tokens to train on ({train['tokens']:,} tokens), "
+        f"{held_out['blocks']:,} to validate on",
+        f"  tokenizer: {found['vocabulary']:,} tokens, {found['bytes_per_token']:.2f} bytes per token, "
+        f"{100 * found['vocabulary_used']:.1f} % of them in use, {100 * found['unknown_share']:.3f} % unknown, "
+        f"{100 * found['padding_share']:.2f} % padding",
+    ]
+
+
+def _pretrain(found: dict[str, Any]) -> list[str]:
+    best = found["best"]
+    return [
+        f"pretrained: {found['parameters'] / 1e6:.1f} million parameters, {found['objective']}, "
+        f"best after {best['tokens'] / 1e6:,.2f} million tokens",
+        f"  held-out perplexity {found['perplexity']:,.1f}; knowing only how frequent each token is: "
+        f"{found['unigram_perplexity']:,.1f}",
+    ]
+
+
+_PRETRAINING: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "documents": _documents,
+    "blocks": _blocks,
+    "pretrain": _pretrain,
+}
 
 
 def describe(plan: Plan, certificate: Certificate | None) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from lspm_ray.corpus.config import SPLITS, DataConfig
+from lspm_ray.corpus.config import SPLITS, DataConfig, SourceConfig
 from lspm_ray.corpus.labels import LabelSet
-from lspm_ray.corpus.read import peek
+from lspm_ray.corpus.read import check_format, peek
 from lspm_ray.corpus.sources import SourceFile, resolve
 from lspm_ray.errors import DataError
 
@@ -31,20 +31,42 @@ class Preview:
     labels: dict[str, int]
 
 
+def check_files(config: SourceConfig) -> list[SourceFile]:
+    """The files of a source, once its first file is known to be readable; only the beginning of that is read.
+
+    Raises:
+        ConfigError: a library that the format needs is not installed.
+        DataError: no data, a column that does not exist (names those that do), or a file that is of another format.
+    """
+    files = _files(config)
+    peek(_first(files), config)
+    return files
+
+
 def check_columns(config: DataConfig) -> Preview:
     """Check the configured columns and the first labels, reading only the beginning of a file of each source.
 
     Raises:
         DataError: no data, a column that does not exist (names those that do), a label outside the label set.
     """
-    files = resolve(config)
-    if not sum(file.bytes for file in files):
-        raise DataError("the data set is empty", field="data.source", value=files[0].uri)
+    files = _files(config)
     if config.test_source is not None:
         _look(next(file for file in files if file.held_out), config)
-    first = next((file for file in files if file.bytes and not file.held_out), files[0])
-    columns, rows, labels = _look(first, config)
+    columns, rows, labels = _look(_first(files), config)
     return Preview(len(files), sum(file.bytes for file in files), columns, rows, labels)
+
+
+def _files(config: SourceConfig) -> list[SourceFile]:
+    files = resolve(config)
+    for name in sorted({file.format for file in files}):
+        check_format(name)
+    if not sum(file.bytes for file in files):
+        raise DataError("the data set is empty", field=f"{config.section}.source", value=files[0].uri)
+    return files
+
+
+def _first(files: list[SourceFile]) -> SourceFile:
+    return next((file for file in files if file.bytes and not file.held_out), files[0])
 
 
 def _look(file: SourceFile, config: DataConfig) -> tuple[list[str], int, dict[str, int]]:

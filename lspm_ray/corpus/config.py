@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
@@ -64,6 +64,50 @@ class CsvFormat(Config):
         return self
 
 
+class SourceConfig(Protocol):
+    """How texts are read from files: what `DataConfig` and the sections about documents have in common."""
+
+    @property
+    def section(self) -> str:
+        """The section of the settings, for error messages."""
+
+    @property
+    def source(self) -> str | list[str]:
+        """Files, directories, globs or URIs."""
+
+    @property
+    def test_source(self) -> str | list[str] | None:
+        """The same, of the rows that are held out."""
+
+    @property
+    def format(self) -> str:
+        """The name of a format, or `auto`."""
+
+    @property
+    def csv(self) -> CsvFormat:
+        """How CSV files are written."""
+
+    @property
+    def document(self) -> Literal["line", "paragraph", "file"]:
+        """What one document of a plain text file is."""
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns of the text, of files that are tables."""
+
+    @property
+    def label(self) -> str | None:
+        """The column with the label; None: the texts have none."""
+
+    @property
+    def split_column(self) -> str | None:
+        """The column that names the split."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that is read: those of the text, then the label and the split where there are any."""
+
+
 class DataConfig(Config):
     """A labelled corpus of texts.
 
@@ -89,6 +133,10 @@ class DataConfig(Config):
         rows_per_shard: rows of an output file, at most. More shards let more machines work at once.
         seed: of the hashes that split, order and choose rows.
     """
+
+    section: ClassVar[str] = "data"
+    # Never looked at: only tables hold labels, and a row of one is a document.
+    document: ClassVar[Literal["line"]] = "line"
 
     source: Name | list[Name]
     test_source: Name | list[Name] | None = None

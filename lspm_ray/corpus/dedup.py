@@ -64,13 +64,21 @@ class Bands:
         return float(1 - (1 - similarity**self.rows) ** self.count)
 
 
-def shingles(text: str) -> NDArray[np.uint64]:
-    """Hashes of the runs of three words of a text, case and punctuation aside; at least one, shape [shingles]."""
-    words = _WORD.findall(text.casefold())
-    if not words:
+def words(text: str) -> list[str]:
+    """The words of a text, case-folded, without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def shingles(text: str, size: int = _SHINGLE_WORDS) -> NDArray[np.uint64]:
+    """Hashes of the runs of `size` words of a text, case and punctuation aside, shape [shingles].
+
+    A shorter text is one run, so there is always at least one.
+    """
+    found = words(text)
+    if not found:
         return np.array([_word_hash(text)], dtype=np.uint64)
-    hashes = np.array([_word_hash(word) for word in words], dtype=np.uint64)
-    size = min(_SHINGLE_WORDS, len(hashes))
+    hashes = np.array([_word_hash(word) for word in found], dtype=np.uint64)
+    size = min(size, len(hashes))
     combined = np.zeros(len(hashes) - size + 1, dtype=np.uint64)
     for position in range(size):
         combined = mix(combined + hashes[position : len(hashes) - size + 1 + position])
@@ -183,8 +191,23 @@ def superfluous(pairs: Iterable[tuple[NDArray[np.void], NDArray[np.void]]]) -> N
     """Ids (16 bytes) of every text that has a smaller near-equal one, directly or through others.
 
     Args:
+        pairs: see `superfluous_clusters`.
+    """
+    return superfluous_clusters(pairs)[0]
+
+
+def superfluous_clusters(
+    pairs: Iterable[tuple[NDArray[np.void], NDArray[np.void]]],
+) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_], NDArray[np.int64]]:
+    """Clusters of near-equal texts.
+
+    Args:
         pairs: what `match` found in each partition. The same pair may come up in many of them; memory is that of the
             different texts in pairs (about 300 bytes each while they are connected), not of all pairs.
+
+    Returns:
+        Ids (16 bytes) of every text that has a smaller near-equal one, directly or through others; ids of the smallest
+        text of each cluster; and how many texts each cluster has.
     """
     left = right = np.empty(0, dtype=NODE)
     lefts, rights, waiting = [left], [right], 0
@@ -197,10 +220,11 @@ def superfluous(pairs: Iterable[tuple[NDArray[np.void], NDArray[np.void]]]) -> N
             lefts, rights, waiting = [left], [right], 0
     left, right = np.concatenate(lefts), np.concatenate(rights)
     if not len(left):
-        return np.empty(0, dtype="S16")
+        return np.empty(0, dtype="S16"), np.empty(0, dtype="S16"), np.empty(0, dtype=np.int64)
     nodes, root = clusters(left, right)
-    ids: NDArray[np.bytes_] = nodes["id"][root != np.arange(len(nodes))]
-    return ids
+    places, sizes = np.unique(root, return_counts=True)
+    ids: NDArray[np.bytes_] = nodes["id"]
+    return ids[root != np.arange(len(nodes))], ids[places], sizes.astype(np.int64)
 
 
 def _forest(left: NDArray[np.void], right: NDArray[np.void]) -> tuple[NDArray[np.void], NDArray[np.void]]:

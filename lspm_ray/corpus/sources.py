@@ -5,33 +5,27 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
 from lspm_ray.artifact import filesystem
-from lspm_ray.corpus.config import DataConfig
+from lspm_ray.corpus.config import SourceConfig
+from lspm_ray.corpus.format import Format, formats
 from lspm_ray.errors import DataError
 
-Format = Literal["parquet", "csv", "jsonl"]
 Compression = Literal["gzip", "bz2", "zstd"]
 
-_FORMATS: dict[str, Format] = {
-    "parquet": "parquet",
-    "pq": "parquet",
-    "csv": "csv",
-    "tsv": "csv",
-    "tab": "csv",
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "json": "jsonl",
-}
 _COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
 # Parquet files are often named after the codec inside: data.parquet.brotli.
 _CODECS = {"brotli", "snappy", "gzip", "zstd", "lz4", "gz", "zst"}
+# Beside the data in a directory of the Hugging Face datasets library, and in any directory of tables.
+_DATASET_FILES = {"dataset_info.json", "state.json", "dataset_dict.json"}
+_ABOUT = {"readme", "license", "licence", "notice", "citation", "changelog"}
 _WILDCARD = re.compile(r"[*?\[]")
 _HASHED_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 20
@@ -48,18 +42,20 @@ class SourceFile:
         name: its path below the directory, glob or file that the user named; the same wherever the data lie.
         bytes: size as stored.
         mtime_ns: modification time, where the filesystem knows one.
-        format: of the (decompressed) content.
+        format: of the (decompressed) content; the name of a `Format`.
         compression: of the file as a whole; codecs inside Parquet do not count.
         held_out: it belongs to `test_source`.
+        section: of the settings that name it, for error messages.
     """
 
     uri: str
     name: str
     bytes: int
     mtime_ns: int | None
-    format: Format
+    format: str
     compression: Compression | None
     held_out: bool = False
+    section: str = "data"
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,11 @@ class Unit:
     file: SourceFile
     part: int
     parts: int
+
+    def byte_range(self) -> tuple[int, int]:
+        """Where the unit begins and ends, in a file that is cut by bytes."""
+        size = self.file.bytes
+        return size * self.part // self.parts, size * (self.part + 1) // self.parts
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -88,7 +89,7 @@ class Layout:
     Attributes:
         unit_bytes: a unit reads about this much of a file, as stored, or more if the files are large.
         unit_growth: units are at least the square root of this times the size of all files.
-        most_parts: parts of one file whose parts must each parse the whole file (CSV, compressed).
+        most_parts: parts of one file whose parts must each go through the whole file (CSV, Arrow, compressed).
         chunk_rows: a unit stages its rows in chunks of this many.
         chunk_characters: or of this many characters, whichever is reached first.
         partition_bytes: of text per partition of the shuffles.
@@ -103,38 +104,49 @@ class Layout:
 
     def partitions(self, files: Sequence[SourceFile]) -> int:
         """Partitions for the shuffles of these files."""
-        text_bytes = sum(file.bytes * (_EXPANSION if _is_compressed(file) else 1) for file in files)
-        return max(2, math.ceil(text_bytes / self.partition_bytes))
+        return max(2, math.ceil(self.text_bytes(files) / self.partition_bytes))
+
+    def text_bytes(self, files: Sequence[SourceFile]) -> int:
+        """About how much text the files hold."""
+        return sum(file.bytes * (_EXPANSION if _is_compressed(file) else 1) for file in files)
+
+    def bytes_per_unit(self, files: Sequence[SourceFile]) -> int:
+        """About how much of these files a unit reads, as stored."""
+        # A unit of 8 MiB for 1 GiB, 256 MiB for 1 TiB: both the number of units and their size stay within reason.
+        return max(self.unit_bytes, math.isqrt(self.unit_growth * sum(file.bytes for file in files)))
 
     def units(self, files: Sequence[SourceFile]) -> list[Unit]:
         """Cut the files into units."""
         units: list[Unit] = []
-        # A unit of 8 MiB for 1 GiB, 256 MiB for 1 TiB: both the number of units and their size stay within reason.
-        unit_bytes = max(self.unit_bytes, math.isqrt(self.unit_growth * sum(file.bytes for file in files)))
+        unit_bytes = self.bytes_per_unit(files)
         for file in files:
             parts = max(1, math.ceil(file.bytes / unit_bytes))
-            if file.format == "csv" or file.compression is not None:
+            cut = Format.find(file.format).cut
+            if cut == "whole":
+                parts = 1
+            elif cut == "scanned" or file.compression is not None:
                 parts = min(parts, self.most_parts)
             units += [Unit(len(units) + part, file, part, parts) for part in range(parts)]
         return units
 
 
-def resolve(config: DataConfig) -> list[SourceFile]:
+def resolve(config: SourceConfig) -> list[SourceFile]:
     """Every input file, in a fixed order.
 
     Raises:
         DataError: a source does not exist, matches no file, or is of unknown or mixed format.
     """
-    files = _resolve_all(config.source, config, "data.source", held_out=False)
+    files = _resolve_all(config.source, config, f"{config.section}.source", held_out=False)
     if config.test_source is not None:
-        held_out = _resolve_all(config.test_source, config, "data.test_source", held_out=True)
+        field = f"{config.section}.test_source"
+        held_out = _resolve_all(config.test_source, config, field, held_out=True)
         for uri in sorted({file.uri for file in files} & {file.uri for file in held_out}):
-            raise DataError("this file is in data.source too", field="data.test_source", value=uri)
+            raise DataError(f"this file is in {config.section}.source too", field=field, value=uri)
         files += held_out
     return files
 
 
-def fingerprint_sources(config: DataConfig) -> dict[str, Any]:
+def fingerprint_sources(config: SourceConfig) -> dict[str, Any]:
     """What identifies the content of the input files, as JSON types.
 
     Local files are hashed, up to 1 GiB in all; beyond that, and for remote files, size and modification time stand
@@ -158,7 +170,7 @@ def _is_compressed(file: SourceFile) -> bool:
 
 def open_error(file: SourceFile, error: Exception) -> DataError:
     """The error for a file that is there but cannot be opened."""
-    return DataError(f"cannot read the file: {error}", field="data.source", value=file.uri)
+    return DataError(f"cannot read the file: {error}", field=f"{file.section}.source", value=file.uri)
 
 
 def _sha256(file: SourceFile) -> str:
@@ -173,7 +185,7 @@ def _sha256(file: SourceFile) -> str:
     return digest.hexdigest()
 
 
-def _resolve_all(sources: str | list[str], config: DataConfig, field: str, *, held_out: bool) -> list[SourceFile]:
+def _resolve_all(sources: str | list[str], config: SourceConfig, field: str, *, held_out: bool) -> list[SourceFile]:
     found: dict[str, SourceFile] = {}
     for source in [sources] if isinstance(sources, str) else sources:
         for file in _resolve_one(source, config, field, held_out):
@@ -189,7 +201,7 @@ def _resolve_all(sources: str | list[str], config: DataConfig, field: str, *, he
     return list(found.values())
 
 
-def _resolve_one(source: str, config: DataConfig, field: str, held_out: bool) -> list[SourceFile]:
+def _resolve_one(source: str, config: SourceConfig, field: str, held_out: bool) -> list[SourceFile]:
     wildcard = None if _exists(source) else _WILDCARD.search(source)
     # Everything before the directory that holds the first wildcard is a plain path.
     base = source[: source.rfind("/", 0, wildcard.start()) + 1] or "." if wildcard else source
@@ -207,8 +219,7 @@ def _resolve_one(source: str, config: DataConfig, field: str, held_out: bool) ->
     inside = {info.path.removeprefix(prefix): info for info in infos if info.type == pafs.FileType.File}
     names = _matching(inside, source[len(base) if base != "." else 0 :]) if wildcard else _data_files(inside, config)
     if not names:
-        near = sorted(inside)[:10]
-        raise DataError("no data file is found there", field=field, value=source, valid=near or _FORMATS)
+        raise _nothing(source, sorted(inside)[:10], config, field)
     scheme = base if "://" in base else path
     return [
         _file(inside[name], f"{scheme.rstrip('/')}/{name}", name, config, field, held_out) for name in sorted(names)
@@ -226,10 +237,28 @@ def _matching(names: Iterable[str], pattern: str) -> list[str]:
     return [name for name in names if expression.fullmatch(name)]
 
 
-def _data_files(names: Iterable[str], config: DataConfig) -> list[str]:
+def _nothing(source: str, there: list[str], config: SourceConfig, field: str) -> DataError:
+    if not there:
+        return DataError("no data file is found there", field=field, value=source, valid=_suffixes(config))
+    hint = f"Files that can be read end in {', '.join(_suffixes(config))}"
+    return DataError("no data file is found there", field=field, value=source, valid=there, hint=hint)
+
+
+def _data_files(names: Iterable[str], config: SourceConfig) -> list[str]:
     # Names with a leading dot or underscore are the side files of other tools (_SUCCESS, .part.crc).
     visible = [name for name in names if not any(part[0] in "._" for part in PurePosixPath(name).parts)]
-    return [name for name in visible if config.format != "auto" or _format_of(name)[0] is not None]
+    known = {name: config.format if config.format != "auto" else _format_of(name, config)[0] for name in visible}
+    readable = {name: kind for name, kind in known.items() if kind is not None}
+    return [name for name in readable if not _is_side_file(name, readable)]
+
+
+def _is_side_file(name: str, known: Mapping[str, str]) -> bool:
+    """Whether the file only describes the others of its directory, or is a cache that a tool left among them."""
+    path = PurePosixPath(name)
+    if "arrow" in known.values() and (path.name in _DATASET_FILES or path.match("cache-*.arrow")):
+        return True
+    about = path.name.split(".")[0].lower() in _ABOUT
+    return about and any(kind != known[name] for kind in known.values())
 
 
 def _glob_to_regex(pattern: str) -> str:
@@ -242,24 +271,24 @@ def _glob_to_regex(pattern: str) -> str:
     )
 
 
-def _file(info: pafs.FileInfo, uri: str, name: str, config: DataConfig, field: str, held_out: bool) -> SourceFile:
-    found, compression = _format_of(name)
+def _file(info: pafs.FileInfo, uri: str, name: str, config: SourceConfig, field: str, held_out: bool) -> SourceFile:
+    found, compression = _format_of(name, config)
     format_ = found if config.format == "auto" else config.format
     if format_ is None:
         raise DataError(
             "the format cannot be told from the file name",
             field=field,
             value=uri,
-            valid=(f".{suffix}" for suffix in _FORMATS),
-            hint="Or set data.format",
+            valid=_suffixes(config),
+            hint=f"Or set {config.section}.format",
         )
     if format_ == "parquet":
         compression = None
     local = uri if "://" in uri else info.path
-    return SourceFile(local, name, info.size, info.mtime_ns, format_, compression, held_out)
+    return SourceFile(local, name, info.size, info.mtime_ns, format_, compression, held_out, config.section)
 
 
-def _format_of(name: str) -> tuple[Format | None, Compression | None]:
+def _format_of(name: str, config: SourceConfig) -> tuple[str | None, Compression | None]:
     suffixes = PurePosixPath(name.lower()).name.split(".")[1:]
     if not suffixes:
         return None, None
@@ -267,4 +296,14 @@ def _format_of(name: str) -> tuple[Format | None, Compression | None]:
         return "parquet", None
     compression = _COMPRESSIONS.get(suffixes[-1])
     last = suffixes[-2] if compression and len(suffixes) > 1 else suffixes[-1]
-    return _FORMATS.get(last), compression
+    return _names(labelled=config.label is not None).get(last), compression
+
+
+def _suffixes(config: SourceConfig) -> list[str]:
+    return [f".{suffix}" for suffix in _names(labelled=config.label is not None)]
+
+
+@cache
+def _names(*, labelled: bool) -> dict[str, str]:
+    """Suffix -> name of the format."""
+    return {suffix: kind().name for kind in formats(labelled=labelled) for suffix in kind.suffixes}

@@ -31,6 +31,13 @@ class Rule(Plugin):
             UserError: says what is missing and how to get it.
         """
 
+    def content(self) -> str | None:
+        """A digest of what the rule does beyond its fields, such as that of a file it reads; None without any.
+
+        Documents that were cleaned with other content are made anew.
+        """
+        return None
+
     @abstractmethod
     def apply(self, text: str) -> str | Drop:
         """The document as it goes on, or why it does not.

@@ -65,9 +65,11 @@ def preset(architecture: str, size: str) -> dict[str, Any]:
         ConfigError: there is no such architecture or size; lists those there are.
     """
     if architecture not in ARCHITECTURES:
-        raise ConfigError("unknown architecture", field="architecture", value=architecture, valid=ARCHITECTURES)
+        raise ConfigError(
+            "unknown architecture", field="pretrain.model.architecture", value=architecture, valid=ARCHITECTURES
+        )
     if size not in _SIZES:
-        raise ConfigError("unknown size", field="size", value=size, valid=SIZES)
+        raise ConfigError("unknown size", field="pretrain.model.size", value=size, valid=SIZES)
     shape = _SIZES[size]
     # Three matrices instead of two: as many parameters with two thirds of the width (Shazeer 2020, section 2).
     gated = -(-2 * shape.feed_forward // 3 // 64) * 64
@@ -133,12 +135,14 @@ def build_config(
         config = kind(**fields)
     except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"not a {architecture} model: {' '.join(lines)[:300]}", field="model.config") from None
+        raise ConfigError(
+            f"not a {architecture} model: {' '.join(lines)[:300]}", field="pretrain.model.config"
+        ) from None
     heads = config.num_attention_heads
     if heads < 1 or (architecture != "t5" and config.hidden_size % heads):
         raise ConfigError(
             f"a hidden size of {config.hidden_size} cannot be divided among {heads} heads",
-            field="model.config",
+            field="pretrain.model.config",
         )
     return config
 
@@ -168,7 +172,9 @@ def build_model(auto_class: str, config: PreTrainedConfig, seed: int) -> PreTrai
             if "Unrecognized configuration class" not in str(error):
                 raise
             raise ConfigError(
-                f"{config.model_type} has no head for {auto_class}", field="architecture", value=config.model_type
+                f"{config.model_type} has no head for {auto_class}",
+                field="pretrain.model.architecture",
+                value=config.model_type,
             ) from None
     model.train()
     return model
@@ -182,7 +188,7 @@ def _resolve(overrides: Mapping[str, Any], known: set[str], aliases: Mapping[str
             close = difflib.get_close_matches(name, valid, n=5, cutoff=0.5)
             raise ConfigError(
                 "the model's config has no such field",
-                field=f"model.config.{name}",
+                field=f"pretrain.model.config.{name}",
                 value=overrides[name],
                 valid=close or valid,
             )

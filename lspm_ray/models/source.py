@@ -13,7 +13,8 @@ from pydantic import Field
 from lspm_ray.config import Config, digest_of
 from lspm_ray.errors import ModelError
 
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken")
+_TOKENIZER_WANTED = ("*.json", "*.txt", "*.model", "*.tiktoken")
+_WANTED = (*_TOKENIZER_WANTED, "*.safetensors")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -48,16 +49,40 @@ def locate(model: ModelConfig) -> Path:
     return directory
 
 
-def fingerprint(model: ModelConfig) -> str | None:
+def locate_tokenizer(model: ModelConfig, field: str = "tokenizer.name") -> Path:
+    """The local directory of a tokenizer, with or without a model; from the Hub no weights are downloaded.
+
+    Args:
+        model: where the tokenizer comes from.
+        field: the setting that names it, for messages.
+
+    Raises:
+        ModelError: not found, without a tokenizer, or with code of its own.
+    """
+    directory = _directory(model, field, _TOKENIZER_WANTED)
+    _check_tokenizer(directory, model.name, field)
+    for name in ("tokenizer_config.json", "config.json"):
+        if (directory / name).is_file():
+            _read_json(directory / name, model.name, field)
+    return directory
+
+
+def fingerprint(model: ModelConfig, *, weights: bool = True, field: str = "model.name") -> str | None:
     """Digest of what `copy` would take of a model on this machine; None for one on the Hub: there `revision` pins it.
+
+    Args:
+        model: which one.
+        weights: whether they count; not for a tokenizer.
+        field: the setting that names it, for messages.
 
     Raises:
         ModelError: the directory or package does not exist.
     """
     if not model.name.startswith("package:") and not Path(model.name).expanduser().is_dir():
         return None
-    directory = _directory(model)
-    return digest_of({file.name: _sha256(file) for file in _wanted(directory)})
+    wanted = _WANTED if weights else _TOKENIZER_WANTED
+    directory = _directory(model, field, wanted)
+    return digest_of({file.name: _sha256(file) for file in _wanted(directory, wanted)})
 
 
 def check(directory: Path, name: str) -> dict[str, Any]:
@@ -74,8 +99,7 @@ def check(directory: Path, name: str) -> dict[str, Any]:
             value=name,
             hint="Convert the model with save_pretrained() first",
         )
-    if not any((directory / file).is_file() for file in _TOKENIZER_FILES):
-        raise ModelError("has no tokenizer", field="model.name", value=name, valid=_TOKENIZER_FILES)
+    _check_tokenizer(directory, name, "model.name")
     return config
 
 
@@ -89,24 +113,31 @@ def read_config(directory: Path, name: str | None = None) -> dict[str, Any]:
     config_file = directory / "config.json"
     if not config_file.is_file():
         raise ModelError("no config.json: not a transformers model", field="model.name", value=name)
+    return _read_json(config_file, name, "model.name")
+
+
+def _read_json(file: Path, name: str, field: str) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"config.json is not valid JSON: {error}", field="model.name", value=name) from None
+        raise ModelError(f"{file.name} is not valid JSON: {error}", field=field, value=name) from None
     forbidden = [key for key in ("auto_map", "_attn_implementation_internal") if key in config]
     if forbidden:
         raise ModelError(
-            f"config.json sets {', '.join(forbidden)}: models that bring code are refused",
-            field="model.name",
-            value=name,
+            f"{file.name} sets {', '.join(forbidden)}: models that bring code are refused", field=field, value=name
         )
     return config
+
+
+def _check_tokenizer(directory: Path, name: str, field: str) -> None:
+    if not any((directory / file).is_file() for file in _TOKENIZER_FILES):
+        raise ModelError("has no tokenizer", field=field, value=name, valid=_TOKENIZER_FILES)
 
 
 def copy(source: Path, target: Path) -> None:
     """Copy what loading needs (configuration, tokenizer, safetensors), and nothing that could carry code."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in _wanted(source):
+    for file in _wanted(source, _WANTED):
         shutil.copyfile(file, target / file.name)
 
 
@@ -115,50 +146,50 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _wanted(directory: Path) -> list[Path]:
-    return sorted({file for pattern in _WANTED for file in directory.glob(pattern)})
+def _wanted(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in directory.glob(pattern)})
 
 
-def _directory(model: ModelConfig) -> Path:
+def _directory(model: ModelConfig, field: str = "model.name", wanted: tuple[str, ...] = _WANTED) -> Path:
     if model.name.startswith("package:"):
-        return _in_package(model.name)
+        return _in_package(model.name, field)
     path = Path(model.name).expanduser()
     if path.is_dir():
         return path
     if not _HUB_ID.fullmatch(model.name) or model.name.startswith("."):
-        raise ModelError("no such directory", field="model.name", value=model.name, valid=_FORMS)
-    return _from_hub(model)
+        raise ModelError("no such directory", field=field, value=model.name, valid=_FORMS)
+    return _from_hub(model, field, wanted)
 
 
 _FORMS = ("org/model (Hub id)", "a local directory", "package:NAME/PATH")
 
 
-def _in_package(name: str) -> Path:
+def _in_package(name: str, field: str) -> Path:
     package, _, relative = name.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
-            f"package {package!r} is not installed", field="model.name", value=name, hint=f"pip install {package}"
+            f"package {package!r} is not installed", field=field, value=name, hint=f"pip install {package}"
         )
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
     directory = (root / relative).resolve()
     if not directory.is_relative_to(root) or not directory.is_dir():
         folders = sorted(str(f.parent.relative_to(root)) for f in root.rglob("config.json"))
-        raise ModelError("no such folder in the package", field="model.name", value=name, valid=folders)
+        raise ModelError("no such folder in the package", field=field, value=name, valid=folders)
     return directory
 
 
-def _from_hub(model: ModelConfig) -> Path:
+def _from_hub(model: ModelConfig, field: str, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(_WANTED)))
+        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(wanted)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(
             f"neither a local directory nor to be had from the Hub: {first}",
-            field="model.name",
+            field=field,
             value=model.name,
             valid=_FORMS,
         ) from None

@@ -78,30 +78,13 @@ class Objective(Plugin):
             ConfigError: blocks are longer than the model's positions.
             ModelError: names what the tokenizer lacks, or says that it does not fit the model.
         """
-        from lspm_ray.models.shape import shape_of
-
         if tokenizer.pad_token_id is None:
             raise ModelError(
                 "the tokenizer has no padding token, so texts of different lengths cannot share a batch",
                 field="pad_token",
                 hint="Train the tokenizer with one, or set pad_token in its tokenizer_config.json",
             )
-        needed, there = Vocabulary.of(tokenizer).size, int(config.vocab_size)
-        if needed > there:
-            raise ModelError(
-                f"a tokenizer whose vocabulary does not fit the model: {needed} token ids, but the model knows {there}",
-                field="vocab_size",
-                value=there,
-                hint=f"Set vocab_size to {needed} or more, or take the tokenizer that the model was made for",
-            )
-        longest = shape_of(config.to_dict(), config.model_type).max_tokens
-        if longest is not None and length > longest:
-            raise ConfigError(
-                f"blocks of {length} tokens are longer than the {longest} positions of the model",
-                field="length",
-                value=length,
-                hint=f"Make blocks of {longest} tokens or fewer, or a model with more positions",
-            )
+        check_fit(Vocabulary.of(tokenizer).size, length, config)
 
     @abstractmethod
     def corrupt(
@@ -159,6 +142,38 @@ class Objective(Plugin):
             batch: what `corrupt` returned, as tensors on the model's device.
         """
         return cross_entropy(model(**self.inputs(model, batch)).logits, batch["labels"])
+
+
+def check_fit(vocabulary: int, length: int, config: PreTrainedConfig) -> None:
+    """Refuse a model with fewer token ids than the tokenizer, or fewer positions than a block.
+
+    Args:
+        vocabulary: token ids of the tokenizer.
+        length: tokens per block.
+        config: of the model.
+
+    Raises:
+        ConfigError: blocks are longer than the model's positions.
+        ModelError: the tokenizer's vocabulary does not fit.
+    """
+    from lspm_ray.models.shape import shape_of
+
+    there = int(config.vocab_size)
+    if vocabulary > there:
+        raise ModelError(
+            f"a tokenizer whose vocabulary does not fit the model: {vocabulary} token ids, but the model knows {there}",
+            field="vocab_size",
+            value=there,
+            hint=f"Set vocab_size to {vocabulary} or more, or take the tokenizer that the model was made for",
+        )
+    longest = shape_of(config.to_dict(), config.model_type).max_tokens
+    if longest is not None and length > longest:
+        raise ConfigError(
+            f"blocks of {length} tokens are longer than the {longest} positions of the model",
+            field="length",
+            value=length,
+            hint=f"Make blocks of {longest} tokens or fewer, or a model with more positions",
+        )
 
 
 class Vocabulary:

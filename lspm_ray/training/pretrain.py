@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, join
+from lspm_ray.cluster import totals
 from lspm_ray.models.card import write_card
 from lspm_ray.models.directory import Variant, load_tokenizer, write_variant
 from lspm_ray.progress import Report, channel
@@ -90,7 +91,7 @@ def pretrain(
         model, _ = make_model(job)  # what does not go together fails here, before any worker starts
         parameters = sum(parameter.numel() for parameter in model.parameters())
         del model
-        scaling = scale(config.workers, report, wait_for_nodes_s, "pretrain.workers")
+        scaling = scale(config.workers, totals(), report, wait_for_nodes_s, "pretrain.workers")
         with channel(report) as remote:
             arguments = {"job": job.model_dump(mode="json"), "threads": scaling.threads, "report": remote}
             launch(_worker_loop, arguments, scaling, job.work_uri, field="pretrain.workers")

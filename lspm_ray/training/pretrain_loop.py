@@ -3,8 +3,8 @@
 What a step does is a function of the seed and the step's number: which blocks it sees, what is hidden of them, the
 learning rate, dropout. So the number of the step, the weights and the optimiser's state are a whole checkpoint, and a
 run that was killed ends with the same weights as one that was not (same machine, same number of workers). With another
-number of workers every step still sees the same blocks and hides the same tokens; sums are rounded in another order, and
-dropout falls elsewhere.
+number of workers every step still sees the same blocks and hides the same tokens; sums are rounded in another order,
+and dropout falls elsewhere.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def fit(
     import ray.data
     from ray.train import DataConfig
 
-    scaling = scale(workers, report, wait_for_nodes_s)
+    scaling = scale(workers, totals(), report, wait_for_nodes_s)
     data = ray.data.read_parquet(
         job.train_files, columns=_columns(job), override_num_blocks=len(job.train_files), num_cpus=DATA_TASK_CPUS
     )
@@ -162,10 +162,13 @@ def launch(
 
 
 def scale(
-    workers: WorkersConfig, report: Report, wait_for_nodes_s: float | None, field: str = "finetune.workers"
+    workers: WorkersConfig,
+    have: dict[str, float],
+    report: Report,
+    wait_for_nodes_s: float | None,
+    field: str = "finetune.workers",
 ) -> Scaling:
-    """`resolve` against the connected cluster; says what it waits for where the cluster adds nodes."""
-    have = totals()
+    """`resolve`; says what it waits for where the cluster adds nodes."""
     scaling = resolve(workers, have, field, grows=wait_for_nodes_s is not None)
     if wait_for_nodes_s is None:
         return scaling

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ SIZES = st.lists(st.integers(1, 40), max_size=30)
 def documents(sizes: list[int]) -> list[np.ndarray]:
     """Every token of every document is another number, from 10 on."""
     ends = np.cumsum([0, *sizes])
-    return [np.arange(start, stop, dtype=np.int32) + 10 for start, stop in zip(ends, ends[1:], strict=False)]
+    return [np.arange(start, stop, dtype=np.int32) + 10 for start, stop in itertools.pairwise(ends)]
 
 
 def pieces(packed: Packed, start: int | None) -> list[list[int]]:

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from lspm_ray.corpus.staging import Staging
 from lspm_ray.documents.words import MergeCounts, count_words, coverage, most_frequent, stage_counts
 
-TEXTS = st.lists(st.lists(st.sampled_from("the cat sat on a mat é 中".split()), max_size=20).map(" ".join), max_size=8)
+TEXTS = st.lists(
+    st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "é", "中"]), max_size=20).map(" ".join), max_size=8
+)
 
 
 def test_words_are_counted_without_case_and_punctuation() -> None:

@@ -7,7 +7,7 @@ from lspm_ray.artifact import ArtifactStore
 from lspm_ray.errors import ModelError
 from lspm_ray.models.base import base
 from lspm_ray.models.directory import load_model, load_tokenizer, read_labels
-from lspm_ray.models.source import ModelConfig, copy, fingerprint, locate
+from lspm_ray.models.source import ModelConfig, copy, fingerprint, locate, locate_tokenizer
 from tests.toys import LABELS, toy_model_dir
 
 
@@ -115,3 +115,38 @@ def test_another_content_is_another_base(directory, tmp_path):
     second = base(model, store)
     assert second.uri != first.uri and second.digest != first.digest
     assert fingerprint(ModelConfig(name="org/model", revision="main")) is None
+
+
+@pytest.fixture
+def tokenizer_directory(directory, tmp_path) -> Path:
+    load_tokenizer(directory).save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def test_a_tokenizer_needs_no_model(tokenizer_directory):
+    assert locate_tokenizer(ModelConfig(name=str(tokenizer_directory))) == tokenizer_directory
+    (tokenizer_directory / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer\.name: has no tokenizer"):
+        locate_tokenizer(ModelConfig(name=str(tokenizer_directory)))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
+def test_a_tokenizer_that_brings_code_is_refused(tokenizer_directory, name):
+    (tokenizer_directory / name).write_text(json.dumps({"auto_map": {"AutoTokenizer": "x.Y"}}))
+    with pytest.raises(ModelError, match=rf"{name} sets auto_map.*bring code"):
+        locate_tokenizer(ModelConfig(name=str(tokenizer_directory)))
+
+
+@pytest.mark.parametrize("name", ["no/such/directory", "package:no_such_package/x"])
+def test_errors_name_the_setting_of_the_tokenizer(name):
+    with pytest.raises(ModelError, match=r"^tokenizer\.name: "):
+        locate_tokenizer(ModelConfig(name=name))
+
+
+def test_weights_do_not_change_a_tokenizer(directory):
+    model = ModelConfig(name=str(directory))
+    both = fingerprint(model), fingerprint(model, weights=False)
+    (directory / "model.safetensors").write_bytes(b"other")
+    assert fingerprint(model) != both[0] and fingerprint(model, weights=False) == both[1]
+    (directory / "tokenizer.json").write_bytes(b"{}")
+    assert fingerprint(model, weights=False) != both[1]

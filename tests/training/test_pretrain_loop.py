@@ -149,7 +149,7 @@ def test_an_infinite_loss_ends_the_run(job: Job) -> None:
 
 
 def test_a_batch_larger_than_the_data_is_refused(job: Job) -> None:
-    with pytest.raises(DataError, match="240.*1000"):
+    with pytest.raises(DataError, match=r"240.*1000"):
         pretrain_model(job(batch_size=1000), alone())
 
 

@@ -14,7 +14,7 @@ from lspm_ray.corpus.shards import class_counts, split_files
 from lspm_ray.errors import ResourceError
 from lspm_ray.training.config import TrainConfig, WorkersConfig
 from lspm_ray.training.loop import TrainJob
-from lspm_ray.training.trainer import _scaling, fit, resolve
+from lspm_ray.training.trainer import fit, resolve, scale
 from tests.toy_corpus import toy_corpus
 from tests.toys import LABELS, toy_model_artifact
 
@@ -57,12 +57,12 @@ def test_training_without_the_gpus_that_a_cluster_could_start_is_said(monkeypatc
     monkeypatch.setattr(os, "environ", dict(os.environ))
     os.environ.pop(TRAIN_START_TIMEOUT, None)
     lines: list[str] = []
-    assert not _scaling(WorkersConfig(), {"CPU": 2.0}, 60.0, lines.append).use_gpu
+    assert not scale(WorkersConfig(), {"CPU": 2.0}, lines.append, 60.0).use_gpu
     assert "use_gpu: true" in lines.pop()
-    assert _scaling(WorkersConfig(use_gpu=True, num_workers=2), {"CPU": 2.0}, 60.0, lines.append).use_gpu
+    assert scale(WorkersConfig(use_gpu=True, num_workers=2), {"CPU": 2.0}, lines.append, 60.0).use_gpu
     assert lines == ["waiting up to 60 s for nodes with 2 GPU(s)"]
     assert os.environ[TRAIN_START_TIMEOUT] == "60"
-    _scaling(WorkersConfig(), {"CPU": 2.0}, None, lines.append)
+    scale(WorkersConfig(), {"CPU": 2.0}, lines.append, None)
     assert len(lines) == 1
 
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from lspm_ray.config import digest_of
 from lspm_ray.corpus.clean import normalize
 from lspm_ray.documents.rule import Drop, Rule
 from lspm_ray.documents.rules._text import WORD
@@ -29,7 +30,7 @@ class _Entries:
         if not self.phrases or self.lengths.keys().isdisjoint(words):
             return found
         return found + sum(
-            tuple(words[start : start + length]) in self.phrases
+            start + length <= len(words) and tuple(words[start : start + length]) in self.phrases
             for start, word in enumerate(words)
             for length in self.lengths.get(word, ())
         )
@@ -75,6 +76,10 @@ class Blocklist(Rule):
             DataError: it is not UTF-8, holds no word, or has a line without a letter or digit.
         """
         self._entries.count(())
+
+    def content(self) -> str | None:
+        """A digest of the words of the file."""
+        return None if self.file is None else digest_of(sorted(map(list, _read(self.file))))
 
     @cached_property
     def _entries(self) -> _Entries:

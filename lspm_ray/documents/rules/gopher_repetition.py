@@ -63,9 +63,9 @@ class GopherRepetition(Rule):
         if paragraphs > self.max_duplicate_paragraphs:
             return "duplicate paragraphs"
         if line_characters > self.max_duplicate_line_characters:
-            return "characters in duplicate lines"
+            return "duplicate line characters"
         if paragraph_characters > self.max_duplicate_paragraph_characters:
-            return "characters in duplicate paragraphs"
+            return "duplicate paragraph characters"
         return None
 
     def _broken_by_ngrams(self, words: Sequence[str]) -> str | None:
@@ -75,10 +75,10 @@ class GopherRepetition(Rule):
         for n, repeated in _repeated_ngrams(words, longest):
             top = self.max_top_ngram_characters.get(n, 1)
             if top < 1 and _characters_in(_top(repeated, lengths, n), n, lengths) > top * total:
-                return f"characters in the top {n}-gram"
+                return f"top {n}-gram characters"
             duplicate = self.max_duplicate_ngram_characters.get(n, 1)
             if duplicate < 1 and _characters_in(repeated.duplicates, n, lengths) > duplicate * total:
-                return f"characters in duplicate {n}-grams"
+                return f"duplicate {n}-gram characters"
         return None
 
 

@@ -54,6 +54,10 @@ def test_some_matches_may_be_allowed():
     assert rule.apply("bad and worse and the very worst") == BLOCKED
 
 
+def test_a_phrase_is_not_counted_for_a_longer_one_that_the_text_ends_in():
+    assert blocklist(words=["bad", "very bad", "very bad idea"], max_matches=2).apply("very bad") == "very bad"
+
+
 @given(
     st.lists(st.sampled_from("abc"), max_size=12), st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=3))
 )
@@ -72,7 +76,7 @@ def test_reads_words_from_a_file(tmp_path):
     file = tmp_path / "words.txt"
     file.write_text("# a comment\n\nBad\r\nvery worst\n", encoding="utf-8-sig")
     rule = blocklist(file=str(file), words=["ugly"])
-    assert [rule.apply(text) for text in ("bad", "very worst", "ugly", "comment")] == [BLOCKED] * 3 + ["comment"]
+    assert [rule.apply(text) for text in ("bad", "very worst", "ugly", "a comment")] == [BLOCKED] * 3 + ["a comment"]
     assert blocklist(file=file.as_uri()).apply("bad") == BLOCKED
 
 

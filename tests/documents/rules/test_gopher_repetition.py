@@ -53,8 +53,8 @@ def test_the_defaults_are_those_of_table_a1():
     [
         ("max_duplicate_lines", lines("a", "b", "b", "", "c", " b"), 0.4, "duplicate lines"),
         ("max_duplicate_paragraphs", "a\nb\n\nc\n\na\nb\n\nd", 0.25, "duplicate paragraphs"),
-        ("max_duplicate_line_characters", lines("aaa", "aaa", "aaa", "b"), 0.6, "characters in duplicate lines"),
-        ("max_duplicate_paragraph_characters", "aa\n\naa\n\nb", 0.4, "characters in duplicate paragraphs"),
+        ("max_duplicate_line_characters", lines("aaa", "aaa", "aaa", "b"), 0.6, "duplicate line characters"),
+        ("max_duplicate_paragraph_characters", "aa\n\naa\n\nb", 0.4, "duplicate paragraph characters"),
     ],
 )
 def test_duplicate_lines_and_paragraphs(limit, text, share, reason):
@@ -65,12 +65,12 @@ def test_duplicate_lines_and_paragraphs(limit, text, share, reason):
 @pytest.mark.parametrize(
     ("kind", "n", "text", "share", "reason"),
     [
-        ("top", 2, "ab cd x ab cd y", 0.8, "characters in the top 2-gram"),
-        ("top", 2, "ab ab ab c", 6 / 7, "characters in the top 2-gram"),  # overlapping: each character once
-        ("top", 2, "a b x cc dd a b y cc dd", 8 / 14, "characters in the top 2-gram"),  # of two, the longer
-        ("top", 3, "ab c d x ab c d y", 0.8, "characters in the top 3-gram"),
-        ("duplicate", 2, "ab cd x ab cd y", 0.4, "characters in duplicate 2-grams"),
-        ("duplicate", 5, "a b c d e f x a b c d e f", 6 / 13, "characters in duplicate 5-grams"),
+        ("top", 2, "ab cd x ab cd y", 0.8, "top 2-gram characters"),
+        ("top", 2, "ab ab ab c", 6 / 7, "top 2-gram characters"),  # overlapping: each character once
+        ("top", 2, "a b x cc dd a b y cc dd", 8 / 14, "top 2-gram characters"),  # of two, the longer
+        ("top", 3, "ab c d x ab c d y", 0.8, "top 3-gram characters"),
+        ("duplicate", 2, "ab cd x ab cd y", 0.4, "duplicate 2-gram characters"),
+        ("duplicate", 5, "a b c d e f x a b c d e f", 6 / 13, "duplicate 5-gram characters"),
     ],
 )
 def test_ngrams(kind, n, text, share, reason):
@@ -85,9 +85,9 @@ def test_short_text_is_not_its_own_repetition():
 
 def test_each_default_limit_drops():
     repeated = numbered(100, 1000)
-    assert apply(f"{numbered(50)} {repeated} {repeated}") == Drop("gopher: characters in duplicate 5-grams")
+    assert apply(f"{numbered(50)} {repeated} {repeated}") == Drop("gopher: duplicate 5-gram characters")
     assert apply(" ".join(f"same phrase {word}" for word in numbered(99).split())) == Drop(
-        "gopher: characters in the top 2-gram"
+        "gopher: top 2-gram characters"
     )
     assert apply(lines(*[*numbered(6).split(), *["menu"] * 4])) == Drop("gopher: duplicate lines")
 

@@ -16,7 +16,7 @@ def test_masks_addresses(address):
     assert apply(f"Write to <{address}>, or {address}.") == "Write to <<email>>, or <email>."
 
 
-@pytest.mark.parametrize("text", ["@someone said", "a@b", "me @ home.de", "3@4.5", "a@@b.de"])
+@pytest.mark.parametrize("text", ["@someone said", "a@b", "me @ home.de", "3@4.5", "a@@b.de", "a" * 65 + "@b.de"])
 def test_leaves_what_is_no_address(text):
     assert apply(text) == text
 
@@ -64,6 +64,7 @@ def test_masks_phone_numbers(phone):
         "item A0123456789",
         "12:30:45.123456789",
         "5-4 and 10 000 000",
+        "212-555-01234 and 212-555-0123-4",
     ],
 )
 def test_leaves_other_numbers(text):

@@ -33,6 +33,10 @@ def test_a_vowel_sign_is_part_of_the_word():
     assert apply("कि क किताब", words=["क"]) == "कि किताब"
 
 
+def test_a_zero_width_non_joiner_is_part_of_the_word():
+    assert apply("می\u200cخواهم می", words=["می"]) == "می\u200cخواهم"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,0 +1,126 @@
+"""Stage `tokenizer`: train a tokenizer on the documents, or take one over."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.corpus.execute import Execute, Item, run_on_ray
+from lspm_ray.corpus.staging import Staging
+from lspm_ray.documents.tokenizer_config import TokenizerConfig
+from lspm_ray.documents.train_tokenizer import train
+from lspm_ray.errors import ConfigError
+from lspm_ray.models.directory import load_tokenizer
+from lspm_ray.models.source import copy, fingerprint, locate_tokenizer
+from lspm_ray.progress import Report
+
+STAGE = "tokenizer"
+
+_READ_ROWS = 512
+
+
+@dataclass(frozen=True)
+class TrainTokenizer:
+    """Trains a tokenizer on the first documents (there is one item): as they are in pseudo-random order, a random
+    sample.
+
+    Attributes:
+        config: what the user says.
+        documents: the artifact with the documents.
+        staging: where the files of the tokenizer go.
+    """
+
+    config: TokenizerConfig
+    documents: Artifact
+    staging: Staging
+
+    def __call__(self, item: Item) -> dict[str, Any]:
+        """Train; returns the names of the files, the vocabulary size and perhaps a warning.
+
+        Raises:
+            DataError: there is too little text.
+        """
+        tokenizer, warning = train(self.config, self._texts())
+        with tempfile.TemporaryDirectory(prefix="lspm-tokenizer-") as folder:
+            tokenizer.save_pretrained(folder)
+            files = sorted(file for file in Path(folder).iterdir() if file.is_file())
+            for file in files:
+                with self.staging.open_output(file.name) as sink:
+                    sink.write(file.read_bytes())
+            return {"files": [file.name for file in files], "vocabulary": len(tokenizer), "warning": warning}
+
+    def _texts(self) -> Iterator[str]:
+        for name in sorted(name for name in self.documents.manifest.files if name.startswith("train/")):
+            content = pa.BufferReader(self.documents.read_bytes(name))
+            for batch in pq.ParquetFile(content).iter_batches(_READ_ROWS, columns=["text"], use_threads=False):
+                yield from batch["text"].to_pylist()
+
+
+def make_tokenizer(
+    config: TokenizerConfig,
+    documents: Artifact,
+    store: ArtifactStore,
+    report: Report,
+    *,
+    execute: Execute | None = None,
+) -> Artifact:
+    """Train or take over the tokenizer, or find it if that was done already.
+
+    Returns:
+        A tokenizer in Hugging Face layout.
+
+    Raises:
+        ModelError: a tokenizer that is to be taken over cannot be found or loaded.
+        ConfigError: it is not of the fast kind.
+        DataError: there is too little text to train one.
+    """
+    if config.name is not None:
+        return _take_over(config, store)
+    settings = {"tokenizer": config.model_dump(mode="json")}
+    parents = {"documents": documents.digest}
+    key = store.key(STAGE, settings, parents)
+
+    def build(draft: Draft) -> None:
+        report(f"training a {config.algorithm} tokenizer of {config.vocab_size:,} tokens")
+        staging = Staging(store.work_uri(STAGE, key))
+        ((_, made),) = (execute or run_on_ray)(TrainTokenizer(config, documents, staging), [{}])
+        for name in made["files"]:
+            with staging.open_input(name) as source:
+                (draft.path / name).write_bytes(source.read())
+        if made["warning"]:
+            report(f"! {made['warning']}")
+        draft.summary["vocabulary"] = made["vocabulary"]
+
+    return store.make(STAGE, settings, parents, build)
+
+
+def _take_over(config: TokenizerConfig, store: ArtifactStore) -> Artifact:
+    source = config.source()
+    content = fingerprint(source, weights=False, field="tokenizer.name")
+    settings = {"tokenizer": source.model_dump(mode="json"), "content": content}
+    found = store.find(STAGE, store.key(STAGE, settings, {}))
+    if found is not None:
+        return found
+    directory = locate_tokenizer(source)
+
+    def build(draft: Draft) -> None:
+        copy(directory, draft.path)
+        for weights in draft.path.glob("*.safetensors*"):
+            weights.unlink()
+        tokenizer = load_tokenizer(draft.path)
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                "only tokenizers of the `tokenizers` library (a tokenizer.json) are fast enough",
+                field="tokenizer.name",
+                value=config.name,
+            )
+        draft.summary["vocabulary"] = len(tokenizer)
+
+    return store.make(STAGE, settings, {}, build)

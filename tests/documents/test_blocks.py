@@ -1,0 +1,161 @@
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.corpus.execute import Execute, run_on_ray, run_serially
+from lspm_ray.documents.blocks import Marks, make_blocks, unigram_loss
+from lspm_ray.documents.blocks_config import BlocksConfig
+from lspm_ray.errors import ArtifactError, ConfigError
+from lspm_ray.models.directory import load_tokenizer
+from lspm_ray.training.sampler import Blocks
+from tests.documents.conftest import KilledError, Make, backwards, killed_after
+from tests.toys import toy_tokenizer
+
+MakeBlocks = Callable[..., Artifact]
+
+
+@pytest.fixture
+def documents(prose: Path, make_documents: Make) -> Artifact:
+    return make_documents({"source": str(prose), "validation": 0.1})
+
+
+@pytest.fixture
+def tokenizer(store: ArtifactStore) -> Artifact:
+    def build(draft: Draft) -> None:
+        toy_tokenizer().save_pretrained(draft.path)
+
+    return store.make("tokenizer", {}, {}, build)
+
+
+@pytest.fixture
+def make(documents: Artifact, tokenizer: Artifact, store: ArtifactStore) -> MakeBlocks:
+    def run(execute: Execute = run_serially, into: ArtifactStore = store, **config: Any) -> Artifact:
+        settings = BlocksConfig.parse({"length": 32, **config})
+        return make_blocks(settings, documents, tokenizer, into, lambda line: None, execute=execute)
+
+    return run
+
+
+def rows(blocks: Artifact, split: str = "train") -> tuple[list[list[int]], list[list[int]]]:
+    names = list(blocks.read_json("index.json")["names"][split])
+    tables = [pq.read_table(blocks.path(name)) for name in names]
+    return (
+        [row for table in tables for row in table["input_ids"].to_pylist()],
+        [row for table in tables for row in table["segments"].to_pylist()],
+    )
+
+
+def encoded(documents: Artifact, split: str = "train") -> list[list[int]]:
+    tokenizer = toy_tokenizer()
+    names = sorted(name for name in documents.manifest.files if name.startswith(f"{split}/"))
+    texts = [text for name in names for text in pq.read_table(documents.path(name))["text"].to_pylist()]
+    return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id] for text in texts]
+
+
+def multiset(pieces: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    return sorted(tuple(piece) for piece in pieces)
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_every_token_of_every_document_is_in_a_block(make: MakeBlocks, documents: Artifact, packing: str) -> None:
+    made = make(packing=packing)
+    for split in ("train", "validation"):
+        ids, segments = rows(made, split)
+        wanted = encoded(documents, split)
+        assert all(len(row) == 32 and row[0] == toy_tokenizer().cls_token_id for row in ids)
+        tokens = [token for row, parts in zip(ids, segments, strict=True) for token in row[1 : sum(parts)]]
+        assert sorted(tokens) == sorted(token for document in wanted for token in document)
+        found = made.manifest.summary["splits"][split]
+        assert found["tokens"] == sum(map(len, wanted))
+        assert found["documents"] == len(wanted)
+        assert found["blocks"] == len(ids)
+
+
+def test_short_documents_stay_whole_when_best_fitted(make: MakeBlocks, documents: Artifact) -> None:
+    ids, segments = rows(make(packing="best_fit", length=256))
+    pieces = []
+    for row, parts in zip(ids, segments, strict=True):
+        at = 0
+        for number, size in enumerate(parts):
+            pieces.append(row[at + (number == 0) : at + size])
+            at += size
+    assert multiset(pieces) == multiset(encoded(documents))
+
+
+def test_the_blocks_are_what_training_reads(make: MakeBlocks) -> None:
+    made = make()
+    reader = Blocks(made, "train")
+    got = reader.take(reader.order(0, 0), 0, sum(reader.rows_per_shard))
+    ids, segments = rows(made)
+    assert multiset(got.input_ids.tolist()) == multiset(ids)
+    assert sum(got.tokens) == sum(map(sum, segments))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9, 13])
+def test_a_killed_run_goes_on_and_gives_the_same(make: MakeBlocks, tmp_path: Path, steps: int) -> None:
+    into = ArtifactStore(str(tmp_path / "other"))
+    with pytest.raises(KilledError):
+        make(killed_after(steps), into)
+    assert make(into=into).digest == make().digest
+
+
+def test_order_and_repetition_of_the_work_do_not_matter(make: MakeBlocks, tmp_path: Path) -> None:
+    assert make(backwards, ArtifactStore(str(tmp_path / "other"))).digest == make().digest
+
+
+@pytest.mark.ray
+def test_a_cluster_gives_what_one_process_gives(ray_cluster: None, make: MakeBlocks, tmp_path: Path) -> None:
+    assert make(run_on_ray, ArtifactStore(str(tmp_path / "other"))).digest == make().digest
+
+
+def test_without_a_start_the_blocks_begin_with_text(make: MakeBlocks) -> None:
+    ids, _ = rows(make(start=False))
+    assert all(toy_tokenizer().cls_token_id not in row for row in ids)
+
+
+def test_statistics_describe_the_blocks(make: MakeBlocks, documents: Artifact) -> None:
+    found = make().manifest.summary
+    wanted = encoded(documents)
+    ordinary = [token for document in wanted for token in document[:-1]]
+    assert found["bytes_per_token"] == pytest.approx(found["splits"]["train"]["bytes"] / len(ordinary), abs=1e-3)
+    unknown = sum(token == toy_tokenizer().unk_token_id for token in ordinary)
+    assert found["unknown_share"] == pytest.approx(unknown / sum(map(len, wanted)), abs=1e-6)
+    assert 0 < found["unigram_loss"] < math.log(found["vocabulary"])
+    table = pq.read_table(make().path("tokens.parquet"))
+    assert (
+        table["count"].to_pylist()
+        == np.bincount([token for document in wanted for token in document], minlength=len(toy_tokenizer())).tolist()
+    )
+
+
+def test_unigram_loss_is_the_entropy_when_the_counts_agree() -> None:
+    counts = np.array([1000, 3000]) * 1000
+    expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert unigram_loss(counts, counts) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_damaged_shard_is_refused(make: MakeBlocks, documents: Artifact) -> None:
+    file = Path(documents.path(next(name for name in documents.manifest.files if name.startswith("train/"))))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=file.name):
+        make()
+
+
+def test_a_tokenizer_that_cannot_end_a_document_is_refused(tokenizer: Artifact) -> None:
+    loaded = load_tokenizer(tokenizer.local())
+    loaded.sep_token = None
+    with pytest.raises(ConfigError, match="ends a document"):
+        Marks(loaded, None)
+    loaded = load_tokenizer(tokenizer.local())
+    loaded.cls_token = None
+    with pytest.raises(ConfigError, match="start a block"):
+        Marks(loaded, True)
+    assert Marks(loaded, None).start is None
