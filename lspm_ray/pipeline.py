@@ -24,6 +24,7 @@ from lspm_ray.selection.select import check_feasible, select
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import finetune
+from lspm_ray.training.gain import gain
 from lspm_ray.training.pretrain import pretrain
 
 T = TypeVar("T")
@@ -128,6 +129,12 @@ class Pipeline:
         return finetune(config, self.task, self.start, self.prepare, self.store, self.report, wait)
 
     @cached_property
+    def gain(self) -> Artifact:
+        """What pretraining gave to the full model."""
+        config, wait = self.settings.finetune, self.settings.cluster.wait_for_nodes_s
+        return gain(config, self.task, self.start, self.finetune, self.prepare, self.store, self.report, wait)
+
+    @cached_property
     def compress(self) -> dict[str, Artifact]:
         """Every variant by name, without the full model."""
         config, wait = self.settings.compress, self.settings.cluster.wait_for_nodes_s
@@ -170,7 +177,8 @@ class Pipeline:
     @cached_property
     def report_page(self) -> Artifact:
         """report.html and report.json."""
-        return build_report(self.prepare, self.finetune, self.profile, self.outputs, self.select, self.store)
+        made = self.gain if "gain" in self.settings.stages else None
+        return build_report(self.prepare, self.finetune, self.profile, self.outputs, self.select, self.store, made)
 
     def stage(self, name: str) -> Any:
         """The result of a stage by its name."""

@@ -88,8 +88,10 @@ class Settings(Config):
             "blocks": self.tokenizer is not None or self.pretrain is not None,
             "pretrain": self.pretrain is not None,
         }
-        labelled = ("prepare", "finetune", "compress", "profile", "select", "report") if self.data is not None else ()
-        return (*(name for name, there in present.items() if there), *labelled)
+        present |= dict.fromkeys(("prepare", "finetune"), self.data is not None)
+        present["gain"] = self.data is not None and self.pretrain is not None and self.finetune.compare_scratch
+        present |= dict.fromkeys(("compress", "profile", "select", "report"), self.data is not None)
+        return tuple(name for name, there in present.items() if there)
 
     @property
     def labelled(self) -> DataConfig:

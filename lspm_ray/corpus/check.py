@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lspm_ray.corpus.config import SPLITS, DataConfig, SourceConfig
 from lspm_ray.corpus.labels import LabelSet
-from lspm_ray.corpus.read import check_format, peek
+from lspm_ray.corpus.read import peek
 from lspm_ray.corpus.sources import SourceFile, resolve
 from lspm_ray.errors import DataError
 
@@ -58,8 +58,6 @@ def check_columns(config: DataConfig) -> Preview:
 
 def _files(config: SourceConfig) -> list[SourceFile]:
     files = resolve(config)
-    for name in sorted({file.format for file in files}):
-        check_format(name)
     if not sum(file.bytes for file in files):
         raise DataError("the data set is empty", field=f"{config.section}.source", value=files[0].uri)
     return files

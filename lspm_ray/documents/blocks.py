@@ -160,6 +160,7 @@ def _loaded(artifact: Artifact, start: bool | None) -> tuple[Tokenizer, Marks, i
             )
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = True  # "<s>" in a text is text
         _LOADED[key] = (backend, Marks(tokenizer, start), len(tokenizer))
     return _LOADED[key]
 

@@ -169,8 +169,7 @@ def _wordpiece(config: TokenizerConfig, sample: Iterable[str]) -> Any:
     """WordPiece with BERT's rules for words (Devlin et al. 2019)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    accents = None if config.lowercase else False
-    normalizer = normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=accents)
+    normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
     pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     words = _count_words(sample, normalizer, pre_tokenizer)
     alphabet = _alphabet(config, words)

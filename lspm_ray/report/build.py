@@ -7,6 +7,7 @@ from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
 from lspm_ray.compression.recipe import FULL
+from lspm_ray.config import Config
 from lspm_ray.corpus.build import STATS_FILE
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
 from lspm_ray.evaluation.metrics import Estimate, proportion, reliability_bins
@@ -29,6 +30,7 @@ from lspm_ray.selection.options import Option, best_of_each
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
 from lspm_ray.selection.select import CURVE_FILE, OPTIONS_FILE, read_plan
+from lspm_ray.training.gain import read_gain
 
 STAGE = "report"
 PAGE_FILE = "report.html"
@@ -42,6 +44,7 @@ def build_report(
     outputs: Mapping[str, Artifact],
     select: Artifact,
     store: ArtifactStore,
+    gain: Artifact | None = None,
 ) -> Artifact:
     """Write the report.
 
@@ -52,6 +55,7 @@ def build_report(
         outputs: per-example outputs of every model, by name.
         select: plan, certificate, curve and options.
         store: where the artifact goes.
+        gain: what pretraining gave, if that was measured.
 
     Returns:
         Artifact with `report.html` (self-contained, no JavaScript) and `report.json` (every number of the page).
@@ -61,19 +65,30 @@ def build_report(
     """
     named = {"data": data, "full": full, "profile": profile, "select": select}
     named |= {f"outputs.{name}": artifact for name, artifact in outputs.items()}
+    named |= {} if gain is None else {"gain": gain}
     parents = {role: artifact.digest for role, artifact in named.items()}
 
     def build(draft: Draft) -> None:
-        findings = gather(data, full, profile, outputs, select)
-        (draft.path / DATA_FILE).write_text(findings.model_dump_json(indent=1), encoding="utf-8")
-        (draft.path / PAGE_FILE).write_text(render(findings), encoding="utf-8")
-        draft.summary = {"page": PAGE_FILE}
+        findings = gather(data, full, profile, outputs, select, gain)
+        write_report(draft, findings, render(findings))
 
     return store.make(STAGE, {}, parents, build)
 
 
+def write_report(draft: Draft, findings: Config, page: str) -> None:
+    """Write a page and the numbers on it."""
+    (draft.path / DATA_FILE).write_text(findings.model_dump_json(indent=1), encoding="utf-8")
+    (draft.path / PAGE_FILE).write_text(page, encoding="utf-8")
+    draft.summary = {"page": PAGE_FILE}
+
+
 def gather(
-    data: Artifact, full: Artifact, profile: Artifact, outputs: Mapping[str, Artifact], select: Artifact
+    data: Artifact,
+    full: Artifact,
+    profile: Artifact,
+    outputs: Mapping[str, Artifact],
+    select: Artifact,
+    gain: Artifact | None = None,
 ) -> Findings:
     """Read the artifacts and work out what the page shows. Arguments as in `build_report`."""
     table = read_profile(profile)
@@ -101,6 +116,7 @@ def gather(
         reliability=[_reliability(name, outputs[name], plan) for name in models],
         confusion={name: _matrix(table[name]) for name in models},
         training=training(full),
+        gain=None if gain is None else read_gain(gain),
         data=data_summary(data.read_json(STATS_FILE), data.manifest.config),
         lineage=_lineage(sources, table.variants),
     )
@@ -198,20 +214,9 @@ def training(full: Artifact) -> Training:
 
 
 def _lineage(sources: Mapping[str, Artifact], variants: Sequence[VariantProfile]) -> list[Source]:
-    found = [_source(role, artifact) for role, artifact in sources.items()]
+    found = [Source.of(role, artifact) for role, artifact in sources.items()]
     known = {source.digest for source in found}
     models = [v for v in variants if v.servable and v.digest not in known]
     # Only the profile knows these artifacts: when they were made stands in their own manifests.
     made = [Source(role=f"model {v.name}", artifact=v.uri.rpartition("/")[2], digest=v.digest) for v in models]
     return [*found[:2], *made, *found[2:]]
-
-
-def _source(role: str, artifact: Artifact) -> Source:
-    manifest = artifact.manifest
-    return Source(
-        role=role,
-        artifact=artifact.uri.rstrip("/").rpartition("/")[2],
-        digest=artifact.digest,
-        created_utc=manifest.created_utc,
-        code_version=manifest.code_version,
-    )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from lspm_ray.artifact import Artifact
 from lspm_ray.config import Config
 from lspm_ray.corpus.config import SPLITS
 from lspm_ray.evaluation.metrics import Bin, Comparison, Estimate
@@ -13,6 +14,7 @@ from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.selection.options import Option
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
+from lspm_ray.training.gain import Gain
 
 Histories = list[dict[str, float]]
 Confusion = list[list[int]]
@@ -139,6 +141,18 @@ class Source(Config):
     created_utc: str | None = None
     code_version: str | None = None
 
+    @classmethod
+    def of(cls, role: str, artifact: Artifact) -> Source:
+        """What an artifact's manifest says."""
+        manifest = artifact.manifest
+        return cls(
+            role=role,
+            artifact=artifact.uri.rstrip("/").rpartition("/")[2],
+            digest=artifact.digest,
+            created_utc=manifest.created_utc,
+            code_version=manifest.code_version,
+        )
+
 
 class Findings(Config):
     """Everything in the report.
@@ -150,6 +164,7 @@ class Findings(Config):
         variants: the profile, without the confusion matrices and per-class numbers of the selection split.
         confusion: model -> confusion matrix on test, for the models of the plan and the full model.
         encode_ms: time to tokenise one example.
+        gain: what pretraining gave; None where the model was not pretrained here.
         rounds: of the speed measurement.
         hardware: where speeds were measured.
     """
@@ -173,6 +188,7 @@ class Findings(Config):
     reliability: list[Reliability]
     confusion: dict[str, Confusion]
     training: Training
+    gain: Gain | None = None
     data: DataSummary
     lineage: list[Source]
 

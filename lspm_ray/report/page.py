@@ -15,33 +15,19 @@ from lspm_ray.report.figures.reliability import reliability
 from lspm_ray.report.figures.risk import risk_curve
 from lspm_ray.report.figures.series import short
 from lspm_ray.report.findings import Findings
-from lspm_ray.report.markup import Child, Html, element, join, name
-from lspm_ray.report.theme import style_sheet
+from lspm_ray.report.frame import Section, figure, page, tiles, verdict
+from lspm_ray.report.markup import Child, Html, element, name
+from lspm_ray.training.gain import Gain
 
 _SIDE_BY_SIDE = 8
 """Classes up to which two confusion matrices fit side by side."""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Nothing is ever loaded and nothing ever runs, even if escaping should fail."""
 
 
 def render(findings: Findings) -> str:
     """The whole page; equal findings give equal bytes."""
     title = "Report: " + _task(findings)
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="color-scheme", content="light dark"),
-        element("link", rel="icon", href="data:,"),
-        element("title", title),
-        element("style", Html(style_sheet())),
-    )
-    sections = [
-        element("section", element("h2", text), content(findings), id=anchor) for anchor, text, content in _SECTIONS
-    ]
-    body = element("body", _header(findings, title), element("main", sections), _footer(findings))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    sections = [Section(anchor, text, content(findings)) for anchor, text, content in _SECTIONS]
+    return page(title, _header(findings), sections, findings.code_version)
 
 
 def _task(findings: Findings) -> str:
@@ -50,12 +36,9 @@ def _task(findings: Findings) -> str:
     return f"{str(findings.task.get('task', 'task')).replace('_', ' ')}, {names}"
 
 
-def _header(findings: Findings, title: str) -> Html:
+def _header(findings: Findings) -> Child:
     made = f"Measured on {words.hardware(findings.hardware)}; {words.moment(findings.date)} UTC."
-    links = [element("li", element("a", text, href=f"#{anchor}")) for anchor, text, _ in _SECTIONS]
-    return element(
-        "header",
-        element("h1", title),
+    return [
         element("p", made, class_="note"),
         element("p", words.headline(findings), class_="lead"),
         element("p", words.promise(findings), class_="lead"),
@@ -63,8 +46,7 @@ def _header(findings: Findings, title: str) -> Html:
         _tiles(findings),
         _verdict(findings),
         tables.alternatives(findings),
-        element("nav", element("ul", links), aria_label="Sections"),
-    )
+    ]
 
 
 def _tiles(findings: Findings) -> Html:
@@ -73,7 +55,7 @@ def _tiles(findings: Findings) -> Html:
     serves: Child = names[0] if len(names) == 1 else [names[0], " → ", names[1]]
     accuracy, full = expected["test_accuracy"], expected["test_full_accuracy"]
     gap = "the full model itself" if plan.stages[0].model.name == FULL else f"full model alone {words.percents(full)}"
-    tiles = [
+    shown: list[tuple[str, Child, Child]] = [
         ("serves", serves, "first answer, then escalation" if len(names) == 2 else "alone"),
         ("expected cost", f"{words.times(expected['cost'])} {words.TIMES}", words.saving(expected["cost"])),
         ("escalated", f"{words.percents(expected['escalation_rate'])}", _escalation_note(findings)),
@@ -81,15 +63,8 @@ def _tiles(findings: Findings) -> Html:
     ]
     if findings.certificate is not None:
         bound = f"measured bound {words.percents(findings.certificate.upper_bound, 2)}"
-        tiles.append(("certified loss, at most", words.level(findings.certificate.alpha), bound))
-    return element(
-        "dl",
-        (
-            element("div", element("dt", term), element("dd", value), element("dd", note, class_="sub"), class_="tile")
-            for term, value, note in tiles
-        ),
-        class_="tiles",
-    )
+        shown.append(("certified loss, at most", words.level(findings.certificate.alpha), bound))
+    return tiles(shown)
 
 
 def _escalation_note(findings: Findings) -> str:
@@ -102,11 +77,7 @@ def _escalation_note(findings: Findings) -> str:
 
 def _verdict(findings: Findings) -> Html:
     text, good = words.baseline(findings)
-    return element(
-        "div",
-        element("p", element("strong", "Is a transformer needed at all? "), text),
-        class_="verdict" if good else "verdict warn",
-    )
+    return verdict("Is a transformer needed at all?", text, good=good)
 
 
 def _variants(findings: Findings) -> Child:
@@ -123,8 +94,8 @@ def _variants(findings: Findings) -> Child:
     )
     pair = element(
         "div",
-        _figure(pareto(shown, point, FULL, "accuracy", anchor="pareto")),
-        _figure(pareto(shown, None, FULL, "balanced_accuracy", anchor="pareto-balanced")),
+        figure(pareto(shown, point, FULL, "accuracy", anchor="pareto")),
+        figure(pareto(shown, None, FULL, "balanced_accuracy", anchor="pareto-balanced")),
         class_="pair",
     )
     return [
@@ -134,7 +105,7 @@ def _variants(findings: Findings) -> Child:
         element("p", note, class_="note"),
         element("h3", "Speed and size"),
         tables.speed(findings),
-        _figure(
+        figure(
             latency(findings.variants, FULL, anchor="latency"),
             "From token ids to answer, medians over the rounds. Hollow: dominated.",
         ),
@@ -167,7 +138,7 @@ def _risk(findings: Findings) -> Child:
         " is trusted with more answers. Thresholds are walked from strict to lenient and stop before the bound "
         "crosses the promise; all that were certified are shaded.",
     ]
-    return _figure(risk_curve(findings.curve, validator, findings.promise.risk, anchor="risk"), note)
+    return figure(risk_curve(findings.curve, validator, findings.promise.risk, anchor="risk"), note)
 
 
 def _certificate(findings: Findings) -> Child:
@@ -229,7 +200,7 @@ def _rejected(findings: Findings) -> Child:
 
 def _calibration(findings: Findings) -> Child:
     drawn = [
-        _figure(
+        figure(
             reliability(model, anchor=f"calibration-{index}"),
             [element("strong", name(model.model)), f", temperature {model.temperature:.3g}"],
         )
@@ -246,7 +217,7 @@ def _calibration(findings: Findings) -> Child:
 def _confusion(findings: Findings) -> Child:
     drawn = [
         [
-            _figure(
+            figure(
                 confusion(matrix, findings.labels, model, anchor=f"confusion-{index}"),
                 [element("strong", name(model)), ", on test, before any escalation"],
             ),
@@ -264,9 +235,18 @@ def _confusion(findings: Findings) -> Child:
 def _training(findings: Findings) -> Child:
     settings = ", ".join(f"{key} {value}" for key, value in findings.training.settings.items())
     return [
-        _figure(learning_curves(findings.training, anchor="learning")),
+        figure(learning_curves(findings.training, anchor="learning")),
         tables.epochs(findings),
         element("p", f"Settings: {settings}.", class_="note"),
+        *(_gain(findings.gain) if findings.gain is not None else ()),
+    ]
+
+
+def _gain(gain: Gain) -> list[Child]:
+    return [
+        element("h3", "What pretraining gave"),
+        element("p", f"{gain.verdict[0].upper()}{gain.verdict[1:]}. Both were fine-tuned with the same settings."),
+        tables.gain(gain),
     ]
 
 
@@ -278,7 +258,7 @@ def _data(findings: Findings) -> Child:
         tables.rows_used(findings),
         element("p", "Noted and used all the same: ", "; ".join(notes), ".", class_="note") if notes else None,
         tables.classes(findings),
-        _figure(token_lengths(data, anchor="lengths"), _length_note(findings)),
+        figure(token_lengths(data, anchor="lengths"), _length_note(findings)),
     ]
 
 
@@ -295,22 +275,8 @@ def _length_note(findings: Findings) -> str:
 def _lineage(findings: Findings) -> Child:
     return [
         element("p", f"Measured on {words.hardware(findings.hardware)}. Code version {findings.code_version}."),
-        tables.lineage(findings),
+        tables.lineage(findings.lineage),
     ]
-
-
-def _footer(findings: Findings) -> Html:
-    return element(
-        "footer", f"lspm_ray {findings.code_version}. Every number of this page is in report.json beside it."
-    )
-
-
-def _figure(svg: Html, caption: Child = None) -> Html:
-    return element(
-        "figure",
-        element("div", svg, class_="canvas", tabindex="0"),
-        element("figcaption", join(caption)) if caption else None,
-    )
 
 
 _SECTIONS: list[tuple[str, str, Callable[[Findings], Child]]] = [

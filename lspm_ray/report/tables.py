@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lspm_ray.compression.method import Method
@@ -10,11 +10,22 @@ from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.profiling.table import Speed, VariantProfile
 from lspm_ray.report import words
-from lspm_ray.report.findings import Alternative, Findings
+from lspm_ray.report.findings import Alternative, Findings, Source
+from lspm_ray.report.grid import (
+    TALL_FROM,
+    bar,
+    cell,
+    head,
+    missing,
+    missing_text,
+    row,
+    share_of,
+    table,
+    text_cell,
+)
 from lspm_ray.report.markup import Child, Html, element, name
+from lspm_ray.training.gain import Gain
 
-TALL_FROM = 13
-"""Rows from which a table scrolls inside its own frame."""
 MOST_MISTAKES = 10
 """Pairs of classes listed under a confusion matrix."""
 RELATIVE = f"{words.TIMES} full"
@@ -32,16 +43,16 @@ _MOST_TINT_PERCENT = 45.0
 def alternatives(findings: Findings) -> Html:
     """The plan beside what else could be served."""
     caption = "The plan and what else could be served. Accuracy on test, with intervals; cost per request."
-    heads = [_head("what"), _head("accuracy", "%"), _head("cost", RELATIVE), _head("certified")]
+    heads = [head("what"), head("accuracy", "%"), head("cost", RELATIVE), head("certified")]
     rows = [
-        _row(
+        row(
             _alternative(a),
-            [_estimated(a.accuracy), _cell(words.times(a.cost)), _cell(_certified(a))],
+            [_estimated(a.accuracy), cell(words.times(a.cost)), cell(_certified(a))],
             "served" if a.kind == "plan" else None,
         )
         for a in findings.alternatives
     ]
-    return _table("alternatives", caption, heads, [element("tbody", rows)])
+    return table("alternatives", caption, heads, [element("tbody", rows)])
 
 
 def quality(findings: Findings) -> Html:
@@ -53,15 +64,15 @@ def quality(findings: Findings) -> Html:
         "The difference from full is paired: both models on the same rows."
     )
     heads = [
-        _head("variant"),
-        _head("accuracy", "%"),
-        _head("difference from full", "points"),
-        _head("balanced accuracy", "%"),
-        _head("macro-F1", "%"),
-        _head("macro precision", "%"),
-        _head("log-loss", "nats per row"),
-        _head("calibration error", "%"),
-        _head("same answer as full", "%"),
+        head("variant"),
+        head("accuracy", "%"),
+        head("difference from full", "points"),
+        head("balanced accuracy", "%"),
+        head("macro-F1", "%"),
+        head("macro precision", "%"),
+        head("log-loss", "nats per row"),
+        head("calibration error", "%"),
+        head("same answer as full", "%"),
     ]
     return _variant_table("quality", caption, heads, findings, lambda v: _standing(v, findings), _quality_cells)
 
@@ -77,14 +88,14 @@ def speed(findings: Findings) -> Html:
         "Baselines are measured for quality and cost alone."
     )
     heads = [
-        _head("variant"),
-        _head("cost", RELATIVE),
-        _head("latency p50", "ms"),
-        _head("latency p99", "ms"),
-        *(_head("throughput", f"rows/s at {size}") for size in sizes),
-        _head("peak memory", "MB"),
-        _head("size", "MB"),
-        _head("load time", "s"),
+        head("variant"),
+        head("cost", RELATIVE),
+        head("latency p50", "ms"),
+        head("latency p99", "ms"),
+        *(head("throughput", f"rows/s at {size}") for size in sizes),
+        head("peak memory", "MB"),
+        head("size", "MB"),
+        head("load time", "s"),
     ]
     return _variant_table("speed", caption, heads, findings, _making, lambda v: _speed_cells(v, sizes))
 
@@ -97,49 +108,49 @@ def recall_change(findings: Findings) -> Html:
         "Recall of each class on test: of the full model with its interval, and the change in percentage points in "
         "each variant. Few rows make large changes likely by chance."
     )
-    heads = [_head("class"), _head("rows"), _head("full", "%"), *(_head(name(v.name), "points") for v in compressed)]
+    heads = [head("class"), head("rows"), head("full", "%"), *(head(name(v.name), "points") for v in compressed)]
     rows = []
     for entry in full.test.classes:
-        cells = [_cell(words.count(entry.support)), _estimated(entry.recall) if entry.recall else _missing()]
+        cells = [cell(words.count(entry.support)), _estimated(entry.recall) if entry.recall else missing()]
         cells += [_change(v.recall_change.get(entry.label)) for v in compressed]
-        rows.append(_row(name(entry.label), cells))
-    return _table("recall", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+        rows.append(row(name(entry.label), cells))
+    return table("recall", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 
 def mistakes(findings: Findings, model: str) -> Html | None:
     """The most frequent confusions of one model; None if it makes none."""
     matrix, labels = findings.confusion[model], findings.labels
-    found = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
+    found = [(n, i, j) for i, line in enumerate(matrix) for j, n in enumerate(line) if n and i != j]
     worst = sorted(found, key=lambda pair: (-pair[0], pair[1:]))[:MOST_MISTAKES]
     if not worst:
         return None
-    heads = [_head("true class"), _head("taken for", text=True), _head("rows"), _head("share of the true class", "%")]
+    heads = [head("true class"), head("taken for", text=True), head("rows"), head("share of the true class", "%")]
     rows = [
-        _row(name(labels[i]), [_text(name(labels[j])), _cell(words.count(n)), _cell(_share(n, sum(matrix[i])))])
+        row(name(labels[i]), [text_cell(name(labels[j])), cell(words.count(n)), cell(share_of(n, sum(matrix[i])))])
         for n, i, j in worst
     ]
     caption = (
         f"The most frequent mistakes of {model} on test: {words.count(len(worst))} of {words.count(len(found))} pairs."
     )
-    return _table(f"mistakes-{model}", caption, heads, [element("tbody", rows)])
+    return table(f"mistakes-{model}", caption, heads, [element("tbody", rows)])
 
 
 def rejected(findings: Findings) -> Html:
     """Why each variant that is not served was left out."""
     caption = "Variants that are not in the plan. Cost and escalation as estimated on the selection split."
     heads = [
-        _head("variant"),
-        _head("why it is not served", text=True),
-        _head("cost", RELATIVE),
-        _head("escalated", "%"),
+        head("variant"),
+        head("why it is not served", text=True),
+        head("cost", RELATIVE),
+        head("escalated", "%"),
     ]
     rows = []
     for variant, reason in findings.plan.reasons.items():
         option = findings.options.get(variant)
-        cost = _cell(words.times(option.cost)) if option else _missing()
-        share = _cell(words.percent(option.escalation_rate)) if option else _missing()
-        rows.append(_row(name(variant), [_text(reason), cost, share]))
-    return _table("rejected", caption, heads, [element("tbody", rows)])
+        cost = cell(words.times(option.cost)) if option else missing()
+        share = cell(words.percent(option.escalation_rate)) if option else missing()
+        rows.append(row(name(variant), [text_cell(reason), cost, share]))
+    return table("rejected", caption, heads, [element("tbody", rows)])
 
 
 def rows_used(findings: Findings) -> Html:
@@ -149,32 +160,31 @@ def rows_used(findings: Findings) -> Html:
     lost += [("dropped", reason, n) for reason, n in data.dropped.items()]
     entries = [("read", "rows in the sources", data.rows_read), *lost, ("kept", "rows in the splits", data.rows_kept)]
     rows = [
-        _row(what, [_text(reason), _cell(words.count(n)), _cell(_share(n, data.rows_read))])
+        row(what, [text_cell(reason), cell(words.count(n)), cell(share_of(n, data.rows_read))])
         for what, reason, n in entries
     ]
-    heads = [_head("rows"), _head("reason", text=True), _head("count"), _head("share", "%")]
+    heads = [head("rows"), head("reason", text=True), head("count"), head("share", "%")]
     caption = "What became of every row. Quarantined rows could not be read and are kept in quarantine.jsonl."
-    return _table("rows", caption, heads, [element("tbody", rows)])
+    return table("rows", caption, heads, [element("tbody", rows)])
 
 
 def classes(findings: Findings) -> Html:
     """Rows of each class in each split."""
     data = findings.data
-    heads = [_head("class"), *(_head(split) for split in data.splits), _head("all splits"), _head("share", "%")]
+    heads = [head("class"), *(head(split) for split in data.splits), head("all splits"), head("share", "%")]
     rows = []
     for label in data.labels:
         total = data.label_rows(label)
         share = total / data.rows_kept if data.rows_kept else 0.0
-        bar = element("span", element("i", style=f"width:{100 * share:.1f}%"), class_="bar", aria_hidden="true")
-        cells = [_cell(words.count(data.class_counts[split].get(label, 0))) for split in data.splits]
-        rows.append(_row(name(label), [*cells, _cell(words.count(total)), _cell([words.percent(share), bar])]))
-    totals = [_cell(words.count(data.rows(split))) for split in data.splits]
-    totals += [_cell(words.count(data.rows_kept)), _cell("100")]
-    most = [_cell(words.percent(data.majority_share[split])) for split in data.splits]
-    foot = [_row("all classes", totals), _row("most frequent class, %", [*most, _missing(), _missing()])]
+        cells = [cell(words.count(data.class_counts[split].get(label, 0))) for split in data.splits]
+        rows.append(row(name(label), [*cells, cell(words.count(total)), cell([words.percent(share), bar(share)])]))
+    totals = [cell(words.count(data.rows(split))) for split in data.splits]
+    totals += [cell(words.count(data.rows_kept)), cell("100")]
+    most = [cell(words.percent(data.majority_share[split])) for split in data.splits]
+    foot = [row("all classes", totals), row("most frequent class, %", [*most, missing(), missing()])]
     caption = "Rows of each class in each split."
     bodies = [element("tbody", rows), element("tbody", foot, class_="baselines")]
-    return _table("classes", caption, heads, bodies, tall=len(rows) >= TALL_FROM)
+    return table("classes", caption, heads, bodies, tall=len(rows) >= TALL_FROM)
 
 
 def epochs(findings: Findings) -> Html:
@@ -188,32 +198,53 @@ def epochs(findings: Findings) -> Html:
         ("seconds", "time", "s", 1, 0),
     ]
     training = findings.training
-    heads = [_head("epoch"), *(_head(label, unit) for _, label, unit, _, _ in columns)]
+    heads = [head("epoch"), *(head(label, unit) for _, label, unit, _, _ in columns)]
     rows = []
     for entry in training.history:
         epoch = int(entry["epoch"])
-        cells = [_cell(f"{scale * entry[key]:,.{digits}f}") for key, _, _, scale, digits in columns]
-        rows.append(_row(f"{epoch} (kept)" if epoch == training.best_epoch else str(epoch), cells))
+        cells = [cell(f"{scale * entry[key]:,.{digits}f}") for key, _, _, scale, digits in columns]
+        rows.append(row(f"{epoch} (kept)" if epoch == training.best_epoch else str(epoch), cells))
     caption = f"Each epoch on the validation split; {training.metric.replace('_', ' ')} decides which one is kept."
-    return _table("epochs", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+    return table("epochs", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 
-def lineage(findings: Findings) -> Html:
-    """The artifacts the report rests on."""
-    heads = [_head("role"), _head("artifact", text=True), _head("sha256", text=True), _head("made (UTC)", text=True)]
+def gain(found: Gain) -> Html:
+    """The full model beside its twin from fresh weights."""
+    heads = [
+        head("fine-tuned from"),
+        head("accuracy", "%"),
+        head("balanced accuracy", "%"),
+        head("log-loss", "nats"),
+    ]
     rows = [
-        _row(
+        row(
+            name,
+            [_estimated(m.accuracy), _estimated(m.balanced_accuracy), _estimated(m.log_loss, scale=1, digits=3)],
+        )
+        for name, m in (("pretrained weights", found.pretrained), ("fresh weights", found.scratch))
+    ]
+    caption = f"On {found.pretrained.n:,} rows of the test split, with 95 % intervals."
+    return table("gain", caption, heads, [element("tbody", rows)])
+
+
+def lineage(sources: Sequence[Source]) -> Html:
+    """The artifacts the report rests on."""
+    heads = [head("role"), head("artifact", text=True), head("sha256", text=True), head("made (UTC)", text=True)]
+    rows = [
+        row(
             name(source.role),
             [
-                _text(element("code", source.artifact)),
-                _text(element("code", source.digest[:16], title=source.digest)),
-                _text(words.moment(source.created_utc) if source.created_utc else _missing_text("not recorded here")),
+                text_cell(element("code", source.artifact)),
+                text_cell(element("code", source.digest[:16], title=source.digest)),
+                text_cell(
+                    words.moment(source.created_utc) if source.created_utc else missing_text("not recorded here")
+                ),
             ],
         )
-        for source in findings.lineage
+        for source in sources
     ]
     caption = "Artifacts under this report, by content. report.json has the whole digests."
-    return _table("lineage", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+    return table("lineage", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 
 def batch_sizes(findings: Findings) -> list[int]:
@@ -233,14 +264,14 @@ def _variant_table(
     models: list[Html] = []
     baselines: list[Html] = []
     for v in findings.variants:
-        head = [name(v.name), element("span", note(v), class_="range")]
+        title = [name(v.name), element("span", note(v), class_="range")]
         mark = "served" if v.name in served else "dominated" if v.dominated_by else None
-        (models if v.servable else baselines).append(_row(head, cells(v), mark))
+        (models if v.servable else baselines).append(row(title, cells(v), mark))
     bodies = [element("tbody", models)]
     if baselines:
         group = element("th", "baselines, for comparison: never served", colspan=str(len(heads)), scope="rowgroup")
         bodies.append(element("tbody", element("tr", group, class_="group"), baselines, class_="baselines"))
-    return _table(anchor, caption, heads, bodies)
+    return table(anchor, caption, heads, bodies)
 
 
 def _quality_cells(v: VariantProfile) -> list[Html]:
@@ -253,12 +284,12 @@ def _quality_cells(v: VariantProfile) -> list[Html]:
         _estimated(test.macro_precision),
         _estimated(test.log_loss, 1, 3),
         _estimated(test.calibration_error),
-        _cell(words.percent(v.agreement)),
+        cell(words.percent(v.agreement)),
     ]
 
 
 def _speed_cells(v: VariantProfile, sizes: Sequence[int]) -> list[Html]:
-    return [_cell(words.times(v.cost)), *_measured(v.speed, sizes)]
+    return [cell(words.times(v.cost)), *_measured(v.speed, sizes)]
 
 
 def _making(v: VariantProfile) -> Child:
@@ -270,21 +301,21 @@ def _making(v: VariantProfile) -> Child:
 
 def _measured(speed: Speed | None, sizes: Sequence[int]) -> list[Html]:
     if speed is None:
-        return [_missing("not measured") for _ in range(5 + len(sizes))]
+        return [missing("not measured") for _ in range(5 + len(sizes))]
     rates = [speed.rows_per_s.get(size) for size in sizes]
     return [
-        _cell(words.significant(speed.p50_ms)),
-        _cell(words.significant(speed.p99_ms)),
-        *(_missing() if rate is None else _cell(words.significant(rate)) for rate in rates),
-        _cell(words.significant(speed.peak_memory_mb)),
-        _cell(words.significant(speed.size_mb)),
-        _cell(words.significant(speed.load_s)),
+        cell(words.significant(speed.p50_ms)),
+        cell(words.significant(speed.p99_ms)),
+        *(missing() if rate is None else cell(words.significant(rate)) for rate in rates),
+        cell(words.significant(speed.peak_memory_mb)),
+        cell(words.significant(speed.size_mb)),
+        cell(words.significant(speed.load_s)),
     ]
 
 
 def _difference(v: VariantProfile) -> Html:
     if v.against_full is None:
-        return _missing("is full itself")
+        return missing("is full itself")
     found = v.against_full
     note = None if found.distinguishable else element("span", "could be chance", class_="range")
     return element(
@@ -318,57 +349,19 @@ def _certified(a: Alternative) -> str:
 
 def _change(change: float | None) -> Html:
     if change is None:
-        return _missing("class does not occur in test")
+        return missing("class does not occur in test")
     share = min(1.0, abs(100 * change) / _FULL_TINT_POINTS) * _MOST_TINT_PERCENT
     tint = "var(--alert)" if change < 0 else "var(--good)"
     return element("td", words.points(change), class_="change", style=f"--tint:{tint};--share:{share:.0f}")
-
-
-def _share(part: int, whole: int) -> str:
-    return words.percent(part / whole) if whole else words.MISSING
 
 
 def _badge(text: str, *, on: bool = False) -> Html:
     return element("span", text, class_="badge on" if on else "badge")
 
 
-def _head(content: Child, unit: str | None = None, *, text: bool = False) -> Html:
-    below = element("span", unit, class_="unit") if unit else None
-    return element("th", content, below, scope="col", class_="text" if text else None)
-
-
-def _cell(content: Child) -> Html:
-    return element("td", content)
-
-
-def _text(content: Child) -> Html:
-    return element("td", content, class_="text")
-
-
 def _estimated(estimate: Estimate, scale: float = 100, digits: int = 1) -> Html:
     value = f"{scale * estimate.value:.{digits}f}".replace("-", words.MINUS)
     return element("td", value, element("span", words.interval(estimate, scale, digits), class_="range"))
-
-
-def _missing(why: str = "does not apply") -> Html:
-    return element("td", _missing_text(why))
-
-
-def _missing_text(why: str) -> Html:
-    return element("span", words.MISSING, title=why, aria_label=why)
-
-
-def _row(head: Child, cells: Iterable[Html], mark: str | None = None) -> Html:
-    return element("tr", element("th", head, scope="row"), cells, class_=mark)
-
-
-def _table(anchor: str, caption: str, heads: Sequence[Html], bodies: Sequence[Html], *, tall: bool = False) -> Html:
-    table = element(
-        "table", element("caption", caption), element("thead", element("tr", heads)), bodies, id=f"t-{anchor}"
-    )
-    return element(
-        "div", table, class_="scroll tall" if tall else "scroll", role="region", tabindex="0", aria_label=caption[:80]
-    )
 
 
 def _asked(step: dict[str, Any]) -> dict[str, Any]:

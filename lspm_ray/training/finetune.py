@@ -20,9 +20,15 @@ STAGE = "finetune"
 
 
 class FinetuneConfig(TrainConfig):
-    """Training of the full model."""
+    """Training of the full model.
+
+    Attributes:
+        compare_scratch: fine-tune a second model, from fresh weights, to see what pretraining gave; only where the
+            model was pretrained in the same run.
+    """
 
     workers: WorkersConfig = WorkersConfig()
+    compare_scratch: bool = True
 
 
 def finetune(
@@ -45,6 +51,7 @@ def finetune(
     settings = config.model_dump(mode="json")
     # Where the work runs changes nothing but rounding: the same model is wanted on every cluster.
     settings.pop("workers")
+    settings.pop("compare_scratch")
     what = {"train": settings, "task": task.spec()}
     parents = {"base": base.digest, "data": data.digest}
     key = store.key(STAGE, what, parents)

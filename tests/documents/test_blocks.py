@@ -159,3 +159,14 @@ def test_a_tokenizer_that_cannot_end_a_document_is_refused(tokenizer: Artifact) 
     with pytest.raises(ConfigError, match="start a block"):
         Marks(loaded, True)
     assert Marks(loaded, None).start is None
+
+
+def test_names_of_special_tokens_in_a_text_are_text(
+    make_documents: Make, tokenizer: Artifact, store: ArtifactStore, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(f"it is [SEP] good {n} [MASK]" for n in range(20)))
+    documents = make_documents({"source": str(tmp_path / "a.txt"), "validation": 0.3, "near_duplicates": False})
+    made = make_blocks(BlocksConfig(length=32), documents, tokenizer, store, lambda line: None, execute=run_serially)
+    ids = [token for split in ("train", "validation") for row in rows(made, split)[0] for token in row]
+    assert ids.count(toy_tokenizer().sep_token_id) == 20
+    assert toy_tokenizer().mask_token_id not in ids

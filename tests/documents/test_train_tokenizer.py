@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import text
 
 from lspm_ray.corpus.stats import add_counts
+from lspm_ray.documents import train_tokenizer
 from lspm_ray.documents.tokenizer_config import TokenizerConfig
 from lspm_ray.documents.train_tokenizer import ratios, statistics, train
 from lspm_ray.errors import ConfigError, DataError
@@ -167,10 +169,8 @@ def test_a_frequency_below_the_least_makes_no_token(algorithm):
 
 def _train_small(config, texts):
     """However small the vocabulary gets."""
-    import lspm_ray.documents.train_tokenizer as module
-
     settings = TokenizerConfig(**config)
-    return module._wrap(settings, module._TRAINERS[settings.algorithm](settings, texts), None)
+    return train_tokenizer._wrap(settings, train_tokenizer._TRAINERS[settings.algorithm](settings, texts), None)
 
 
 class Counting:
@@ -228,7 +228,16 @@ def test_many_characters_leave_room_for_words(algorithm):
     assert 0 < len(ideographs) < 200
 
 
-def test_errors_while_reading_arrive(tmp_path):
+@given(st.dictionaries(st.text("abc", min_size=1), st.integers(1, 30), max_size=8))
+def test_counted_words_are_repeated_as_often_as_counted(words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_tokenizer, "_REPEATS", 7)
+        parts = [part.split("\n") for part in train_tokenizer._repeated(words) if part]
+    assert Counter(word for part in parts for word in part) == words
+    assert all(len(part) <= 7 for part in parts)
+
+
+def test_errors_while_reading_arrive():
     def texts():
         yield "some text"
         raise DataError("the shard is damaged")

@@ -65,11 +65,11 @@ def decode(content: bytes) -> str:
 
 def _is_encoding(name: str) -> bool:
     try:
-        found = codecs.lookup(name).name
+        found = codecs.lookup(name).name.replace("-", "_")
     except LookupError:
         return False
     # A declaration that could be read as ASCII is not in UTF-16.
-    return found not in _NO_ENCODING and not found.startswith(("utf-16", "utf-32"))
+    return found not in _NO_ENCODING and not found.startswith(("utf_16", "utf_32"))
 
 
 def _decoded(content: bytes, encodings: list[str]) -> str:

@@ -120,20 +120,14 @@ def _metadata(stream: Any) -> pq.FileMetaData:
         return _parsed(footer)
     # Without the schema Arrow takes the types of the Parquet columns.
     hidden = _parsed(footer.replace(_SCHEMA, _HIDDEN))
-    encoded = (hidden.metadata or {}).get(_HIDDEN, b"")
-    schema = _decoded(encoded)
-    if schema is None or footer.count(_SCHEMA) > 1:
+    encoded = (hidden.metadata or {}).get(_HIDDEN)
+    if not encoded or footer.count(_SCHEMA) > 1:
         return hidden
-    return _parsed(footer.replace(encoded, base64.b64encode(disarmed(schema))))
-
-
-def _decoded(encoded: bytes) -> bytes | None:
-    """None unless there is only one way to understand it."""
     try:
         schema = base64.b64decode(encoded, validate=True)
     except binascii.Error:
-        return None
-    return schema if schema and base64.b64encode(schema) == encoded else None
+        return hidden
+    return _parsed(footer.replace(encoded, base64.b64encode(disarmed(schema))))
 
 
 def _footer(stream: Any) -> bytes:

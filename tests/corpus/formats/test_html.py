@@ -63,6 +63,13 @@ def test_the_encoding_is_declared_or_detected(encoding: str, declared: str) -> N
     assert module.decode(text.encode(encoding)) == text
 
 
+@pytest.mark.parametrize("declared", ["utf-16", "utf-16-le", "utf-32", "unicode_escape", "punycode", "rot13", "zip"])
+def test_a_declaration_that_cannot_be_true_is_ignored(declared: str) -> None:
+    text = page("<p>C:\\new</p>", f'<meta charset="{declared}">')
+    text += " " * (-len(text) % 4)
+    assert module.decode(text.encode()) == text
+
+
 def test_a_page_that_cannot_be_decoded_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_bytes(b"\xff\xfe<p>" + b"\x00\xd8" * 1000)
     assert reasons(read(make(tmp_path / "a.html"))) == ["the encoding of the page cannot be told"]
