@@ -122,6 +122,18 @@ def tree(root: int) -> list[int]:
     return found
 
 
+def cpu_seconds(root: int) -> float:
+    """User and system time of the tree, and of children that have ended."""
+    ticks = 0
+    for pid in tree(root):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def proportional(rollup: str) -> tuple[int, int]:
     """KiB of private and file-backed memory, and of shared memory, in the text of a smaps_rollup file."""
     values = {name: int(kib) for name, kib in re.findall(r"^(Pss\w*):\s+(\d+)", rollup, re.MULTILINE)}
@@ -209,18 +221,16 @@ def child_prepare(job: dict[str, Any]) -> dict[str, Any]:
     store = ArtifactStore(job["store"])
     with connect(ClusterConfig(num_cpus=job["threads"])):
         small = _collect(job["small"], store)
-        started = time.perf_counter()
-        documents = _collect(job["source"], store)
-        seconds = time.perf_counter() - started
+        found = _timed(lambda: _collect(job["source"], store))
+        documents = found.pop("result")
         config = TokenizerConfig.parse({"algorithm": job["algorithm"], "vocab_size": job["vocabulary"]})
         tokenizer = make_tokenizer(config, documents, store, _quiet)
     summary = documents.manifest.summary
     splits = summary["splits"].values()
-    return {
+    return found | {
         "small": small.uri,
         "documents": documents.uri,
         "tokenizer": tokenizer.uri,
-        "seconds": seconds,
         "read": summary["documents_read"],
         "characters_read": summary["characters_read"],
         "kept": sum(split["documents"] for split in splits),
@@ -232,9 +242,9 @@ def child_blocks(job: dict[str, Any]) -> dict[str, Any]:
     from lspm_ray.cluster import ClusterConfig, connect
 
     with connect(ClusterConfig(num_cpus=job["threads"])):
-        cold, _ = _timed(lambda: _pack(job | {"documents": job["small"]}, "small"))
-        seconds, tokens = _timed(lambda: _pack(job, "blocks"))
-    return {"seconds": seconds, "tokens": tokens, "small_corpus_first_s": cold}
+        first = _timed(lambda: _pack(job | {"documents": job["small"]}, "small"))
+        found = _timed(lambda: _pack(job, "blocks"))
+    return found | {"tokens": found.pop("result"), "small_corpus_first_s": first["seconds"]}
 
 
 def child_encode_batch(job: dict[str, Any]) -> dict[str, Any]:
@@ -251,8 +261,8 @@ def child_encode_batch(job: dict[str, Any]) -> dict[str, Any]:
         batches = (texts[at : at + _ENCODE_ROWS] for at in range(0, len(texts), _ENCODE_ROWS))
         return sum(len(one) for batch in batches for one in tokenizer.encode_batch(batch, add_special_tokens=False))
 
-    seconds, tokens = _timed(encode)
-    return {"seconds": seconds, "tokens": tokens + len(texts)}  # every document gets a token at its end
+    found = _timed(encode)
+    return found | {"tokens": found.pop("result") + len(texts)}  # every document gets a token at its end
 
 
 def child_datasets_map(job: dict[str, Any]) -> dict[str, Any]:
@@ -277,7 +287,7 @@ def child_datasets_map(job: dict[str, Any]) -> dict[str, Any]:
 
     source = Dataset.from_parquet([str(name) for name in _shards(job)], cache_dir=str(work / "in"), columns=["text"])
     cache = str(work / "out.arrow")
-    seconds, made = _timed(
+    found = _timed(
         lambda: source.map(
             pack,
             batched=True,
@@ -288,9 +298,9 @@ def child_datasets_map(job: dict[str, Any]) -> dict[str, Any]:
             load_from_cache_file=False,
         )
     )
-    tokens = len(made) * length
+    tokens = len(found.pop("result")) * length
     shutil.rmtree(work)
-    return {"seconds": seconds, "tokens": tokens}
+    return found | {"tokens": tokens}
 
 
 def child_memory(job: dict[str, Any]) -> dict[str, Any]:
@@ -298,15 +308,15 @@ def child_memory(job: dict[str, Any]) -> dict[str, Any]:
     from lspm_ray.artifact import ArtifactStore
     from lspm_ray.cluster import ClusterConfig, connect
 
-    seconds = {}
     with connect(ClusterConfig(num_cpus=job["threads"])):
         print("PHASE documents", flush=True)
-        seconds["documents"], documents = _timed(lambda: _collect(job["source"], ArtifactStore(job["work"])))
+        documents = _timed(lambda: _collect(job["source"], ArtifactStore(job["work"])))
+        made = documents.pop("result")
         print("PHASE blocks", flush=True)
-        seconds["blocks"], tokens = _timed(lambda: _pack(job | {"documents": documents.uri}, "blocks"))
+        blocks = _timed(lambda: _pack(job | {"documents": made.uri}, "blocks"))
         print("PHASE end", flush=True)
-    kept = sum(split["bytes"] for split in documents.manifest.summary["splits"].values())
-    return {"seconds": seconds, "tokens": tokens, "kept_bytes": kept}
+    kept = sum(split["bytes"] for split in made.manifest.summary["splits"].values())
+    return {"documents": documents, "blocks": blocks, "kept_bytes": kept}
 
 
 def _collect(source: str | list[str], store: Any) -> Any:
@@ -347,10 +357,14 @@ def _texts(name: Path) -> list[str]:
     return texts
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
+def _timed(work: Callable[[], Any]) -> dict[str, Any]:
+    cpu, started = cpu_seconds(os.getpid()), time.perf_counter()
     result = work()
-    return time.perf_counter() - started, result
+    return {
+        "result": result,
+        "seconds": time.perf_counter() - started,
+        "cpu_s": round(cpu_seconds(os.getpid()) - cpu, 2),
+    }
 
 
 CHILDREN = {
@@ -370,6 +384,9 @@ def summarise(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     rates = {name: [one[name]["tokens"] / one[name]["seconds"] for one in rounds] for name in rounds[0]}
     found: dict[str, Any] = {
         "tokens_per_s": {name: round(median(values)) for name, values in rates.items()},
+        "tokens_per_cpu_s": {
+            name: round(median(one[name]["tokens"] / one[name]["cpu_s"] for one in rounds)) for name in rates
+        },
         "tokens_per_s_all_rounds": {name: [round(value) for value in values] for name, values in rates.items()},
         "ratio": {},
     }
@@ -411,7 +428,7 @@ def measure_speed(options: argparse.Namespace, sentences: Sequence[str]) -> dict
             python = options.peer_python if name == "datasets_map" else sys.executable
             rounds[-1][name] = run_child(name, job, options, python)
             rate = rounds[-1][name]["tokens"] / rounds[-1][name]["seconds"]
-            _quiet(f"round {number + 1}/{options.rounds}: {name}: {rate:,.0f} tokens/s")
+            _quiet(f"round {number + 1}/{options.rounds}: {name}: {rate:,.0f} tokens/s, {rounds[-1][name]}")
     megabytes = made["kept_bytes"] / 1e6
     return {
         "text_mb": round(megabytes, 1),
@@ -421,6 +438,7 @@ def measure_speed(options: argparse.Namespace, sentences: Sequence[str]) -> dict
         "documents_stage": {
             "read": made["read"],
             "seconds": round(made["seconds"], 2),
+            "cpu_s": made["cpu_s"],
             "documents_per_s": round(made["read"] / made["seconds"]),
             "mb_per_s": round(made["characters_read"] / 1e6 / made["seconds"], 2),
         },
@@ -454,7 +472,7 @@ def measure_memory(options: argparse.Namespace, sentences: Sequence[str], tokeni
                 "idle_mb": round(found["peaks"]["start"][0]),
                 "peak_mb": {name: round(found["peaks"][name][0]) for name in stages},
                 "object_store_mb": {name: round(found["peaks"][name][1], 1) for name in stages},
-                "seconds": {name: round(found["seconds"][name], 1) for name in stages},
+                "seconds": {name: round(found[name]["seconds"], 1) for name in stages},
             }
         )
         _quiet(f"{size} MiB: {json.dumps(sizes[-1])}")

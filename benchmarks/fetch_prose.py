@@ -209,7 +209,7 @@ def read_novels(members: Members) -> Iterator[Item]:
 def chapters(name: str, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, text) of the chapters of a novel, without underscores for emphasis; what comes before them is left out."""
     starts = [number for number, line in enumerate(lines) if _CHAPTER.fullmatch(line)]
-    for chapter, (start, stop) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True), 1):
+    for chapter, (start, stop) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=False), 1):
         yield f"{name}/{chapter}", "\n\n".join(paragraphs(lines[start + 1 : stop])).replace("_", "")
 
 
@@ -258,8 +258,9 @@ def osis_text(markup: str) -> str:
 def osis_documents(markup: str) -> Iterator[tuple[str, str]]:
     """(OSIS reference, text) of the chapters, and of what a book has before its first one."""
     found = list(_PART.finditer(markup))
-    for start, stop in zip(found, [*found[1:], None], strict=True):
-        text = osis_text(markup[start.end() : stop.start() if stop else None])
+    stops = [*(start.start() for start in found[1:]), len(markup)]
+    for start, stop in zip(found, stops, strict=False):  # of no part there is still a stop
+        text = osis_text(markup[start.end() : stop])
         if text:
             yield start[1] or start[2], text
 
@@ -272,7 +273,7 @@ def read_sword(members: Members) -> Iterator[Item]:
             for reference, text in osis_documents("".join(sword_blocks(members[name], members[name[:-1] + "z"]))):
                 books.setdefault(reference.partition(".")[0], []).append((reference, text))
             for book, texts in books.items():
-                whole = "\n\n".join([*(text for _, text in texts), ""])
+                whole = "\n\n".join(text for _, text in texts) + "\n"
                 yield Item(f"{book}.txt.zst", whole.encode(), texts)
 
 

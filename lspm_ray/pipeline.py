@@ -20,6 +20,7 @@ from lspm_ray.models.base import base
 from lspm_ray.profiling.profile import profile
 from lspm_ray.progress import Report
 from lspm_ray.report.build import build_report
+from lspm_ray.report.text.build import build_pretraining_report
 from lspm_ray.selection.select import check_feasible, select
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
@@ -104,6 +105,14 @@ class Pipeline:
         config, wait = _given(self.settings.pretrain, "pretrain"), self.settings.cluster.wait_for_nodes_s
         base = self.base if config.model.name is not None else None
         return pretrain(config, self.blocks, self.tokenizer, base, self.store, self.report, wait)
+
+    @cached_property
+    def text_report(self) -> Artifact:
+        """report.html and report.json about the text and what was pretrained on it."""
+        stages = self.settings.stages
+        blocks = self.blocks if "blocks" in stages else None
+        made = self.pretrain if "pretrain" in stages else None
+        return build_pretraining_report(self.documents, blocks, made, self.store)
 
     @cached_property
     def base(self) -> Artifact:

@@ -87,6 +87,7 @@ class Settings(Config):
             "tokenizer": self.tokenizer is not None,
             "blocks": self.tokenizer is not None or self.pretrain is not None,
             "pretrain": self.pretrain is not None,
+            "text_report": self.documents is not None,
         }
         present |= dict.fromkeys(("prepare", "finetune"), self.data is not None)
         present["gain"] = self.data is not None and self.pretrain is not None and self.finetune.compare_scratch

@@ -98,7 +98,7 @@ def raw_text(tmp_path):
 
 def test_what_will_be_pretrained_is_said(raw_text):
     settings = Settings.parse(raw_text)
-    assert settings.stages == ("documents", "tokenizer", "blocks", "pretrain")
+    assert settings.stages == ("documents", "tokenizer", "blocks", "pretrain", "text_report")
     found = "\n".join(check(settings, settings.stages))
     assert "documents: 1 text file(s), 0.0 MB; rules: lowercase" in found
     assert "pretrain: masked_lm, a fresh bert of size toy" in found
@@ -155,7 +155,8 @@ def test_the_pretrained_model_must_fit_the_labelled_task(raw, raw_text):
     both = raw | raw_text
     both.pop("model")
     settings = Settings.parse(both)
-    assert settings.stages[:6] == ("documents", "tokenizer", "blocks", "pretrain", "prepare", "finetune")
+    pretrained = ("documents", "tokenizer", "blocks", "pretrain", "text_report")
+    assert settings.stages[:7] == (*pretrained, "prepare", "finetune")
     check(settings, settings.stages)
     with pytest.raises(ConfigError, match=r"task\.max_length"):
         check(Settings.parse(both | {"task": {"task": "text_classification", "max_length": 65}}), settings.stages)

@@ -14,12 +14,15 @@ from lspm_ray.commands.preflight import check
 from lspm_ray.config import load
 from lspm_ray.errors import ConfigError
 from lspm_ray.pipeline import NotMadeError, Pipeline, ReadOnlyStore
+from lspm_ray.report.build import PAGE_FILE
 from lspm_ray.settings import Settings
 
 _WORK = {"compress": ["variant", "teach"]}
 """Stages whose unfinished work is kept under other names."""
 _NEEDS = {"documents": "documents", "tokenizer": "tokenizer", "blocks": "tokenizer", "pretrain": "pretrain"}
 """Section that a stage needs, where it is not `data`."""
+_WITHOUT_COMMAND = {"base", "text_report", "gain", "report"}
+"""Stages that are made along with the next one, or by `lspm run`."""
 
 
 def settings_from(config: Path, overrides: Sequence[str]) -> Settings:
@@ -113,8 +116,10 @@ def status(config: Path, overrides: Sequence[str]) -> None:
     missing = [name for name in settings.stages if name not in done]
     if busy:
         print("a run is at work here")
-    else:
-        print(f"next: {_command('run' if missing else 'serve', config, overrides)}")
+        return
+    verb = "run" if missing else next_command(settings.stages, settings.stages[-1])
+    if verb is not None:
+        print(f"next: {_command(verb, config, overrides)}")
 
 
 def _run(settings: Settings, wanted: Sequence[str], done: dict[str, Any], view: StageView) -> Pipeline:
@@ -144,23 +149,31 @@ def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipe
 
     stages = pipeline.settings.stages
     last = stages[-1] if stage == "run" else stage
-    print_pretraining(pipeline, stages[: stages.index(last) + 1] if stage == "run" else [stage])
+    done = stages if stage == "run" else (stage,)
+    print_pretraining(pipeline, done)
+    if "text_report" in done:
+        print(f"report on text and pretraining: {pipeline.text_report.path(PAGE_FILE)}")
     if stage == "select" or last == "report":
         print_decision(pipeline)
     if last == "report":
-        print(f"report: {pipeline.report_page.path('report.html')}")
-    following = stages[stages.index(last) + 1 : stages.index(last) + 2]
-    if following or "select" in stages:
-        print(f"next: {_command(_after(following), config, overrides)}")
+        print(f"report: {pipeline.report_page.path(PAGE_FILE)}")
+    verb = next_command(stages, last)
+    if verb is not None:
+        print(f"next: {_command(verb, config, overrides)}")
     else:
-        print(f"made: {pipeline.stage(last).uri}")
+        made = [name for name in stages if name not in _WITHOUT_COMMAND]
+        print(f"made: {pipeline.stage(made[-1]).uri}")
 
 
-def _after(following: Sequence[str]) -> str:
-    """The command for the next stage; the report is made with all others, and a base model with what needs it."""
-    if not following or following[0] == "report":
+def next_command(stages: Sequence[str], last: str) -> str | None:
+    """The command after stage `last`; None at the end of a run that makes nothing to serve."""
+    rest = stages[stages.index(last) + 1 :]
+    for name in rest:
+        if name not in _WITHOUT_COMMAND:
+            return name
+    if "select" in stages:
         return "serve"
-    return following[0]
+    return "run" if rest else None
 
 
 def _command(verb: str, config: Path, overrides: Sequence[str]) -> str:

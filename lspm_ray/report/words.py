@@ -64,6 +64,24 @@ def counted(number: int, noun: str) -> str:
     return f"{count(number)} {noun}" + ("" if number == 1 else "s")
 
 
+def large(number: float) -> str:
+    """To three digits with a word for the rest, for sentences: 1,234,567 is `1.23 million`."""
+    for size, noun in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if number >= size:
+            return f"{significant(number / size)} {noun}"
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """`4.9 s`, `12 min 30 s`, `3 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
 def times(cost: float) -> str:
     """A cost relative to the full model."""
     return significant(cost, 3)
@@ -78,9 +96,14 @@ def saving(cost: float) -> str:
 
 def spec(step: dict[str, Any], kind: str) -> str:
     """A plugin's YAML form in one line, its name first: `prune (heads=0.5, neurons=0.5)`."""
-    rest = ", ".join(f"{key}={_value(value)}" for key, value in step.items() if key != kind)
+    rest = settings({key: value for key, value in step.items() if key != kind})
     label = str(step.get(kind, "?"))
     return f"{label} ({rest})" if rest else label
+
+
+def settings(values: dict[str, Any]) -> str:
+    """Settings in one line: `heads=0.5, neurons=0.5`."""
+    return ", ".join(f"{key}={_value(value)}" for key, value in values.items())
 
 
 def changed(step: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +121,9 @@ def changed(step: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}={_value(v)}" for k, v in value.items()) + "}"
+        return "{" + settings(value) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

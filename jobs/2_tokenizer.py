@@ -1,0 +1,5 @@
+import sys
+
+from lspm_ray.cli import main
+
+main(["tokenizer", *sys.argv[1:]])
