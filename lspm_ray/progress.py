@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 Report = Callable[[str], None]
@@ -31,13 +31,19 @@ class _Mailbox:
 def channel(report: Report) -> Iterator[Report]:
     """A `Report` that can be sent to Ray workers; what they report arrives at `report` in this process."""
     import ray
+    from ray.exceptions import RayActorError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    # Beside this process, if that is on a node: a worker's node may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    mailbox = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Mailbox).remote()
     stop = threading.Event()
 
     def drain() -> None:
-        for line in ray.get(mailbox.take.remote()):
-            report(line)
+        # Lines may be lost with a node; the work goes on.
+        with suppress(RayActorError):
+            for line in ray.get(mailbox.take.remote()):
+                report(line)
 
     def poll() -> None:
         while not stop.wait(_POLL_S):

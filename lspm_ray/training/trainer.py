@@ -154,7 +154,12 @@ def launch(
             # time keeps a torn Ray snapshot of a killed run from blocking this one.
             name=uuid.uuid4().hex[:8],
             storage_path=_storage(work_uri),
-            failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=0),
+            failure_config=FailureConfig(
+                max_failures=scaling.max_failures,
+                # A node that has just died may still be counted on: what it was to start then does not, and is decided
+                # anew. Without a choice, what cannot start never will.
+                controller_failure_limit=scaling.max_failures if elastic else 0,
+            ),
         ),
         **data,
     )
