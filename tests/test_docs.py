@@ -44,9 +44,9 @@ def test_make_targets_exist(command):
 
 
 def test_the_yaml_is_a_valid_configuration():
-    (text,) = blocks(README, "yaml")
-    settings = Settings.parse(yaml.safe_load(text))
-    assert list(settings.compress.variants) == ["bag", "small"]
+    labelled, raw = (Settings.parse(yaml.safe_load(text)) for text in blocks(README, "yaml"))
+    assert list(labelled.compress.variants) == ["bag", "small"]
+    assert raw.stages[:4] == ("documents", "tokenizer", "blocks", "pretrain")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda p: p.name)

@@ -1,9 +1,11 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.corpus.execute import Item, Step, run_serially
 from lspm_ray.corpus.shards import class_counts, labels, read_split, split_files
 from lspm_ray.errors import ArtifactError, DataError
 
@@ -48,6 +50,21 @@ def test_a_flipped_byte_is_found(corpus: Artifact) -> None:
         read_split(corpus, "train")
     with pytest.raises(ArtifactError, match=r"part-00000.parquet: content does not match"):
         split_files(corpus, "train")
+
+
+def test_large_splits_are_checked_by_several_tasks(corpus: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lspm_ray.corpus.shards._VERIFY_BYTES", 1)
+    seen: list[list[str]] = []
+
+    def execute(step: Step, items: Sequence[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
+        seen.extend(item["names"] for item in items)
+        return run_serially(step, items)
+
+    files = split_files(corpus, "train", execute)
+    assert seen == [[f"train/part-{i:05}.parquet"] for i in range(len(files))]
+    Path(files[-1]).write_bytes(b"other")
+    with pytest.raises(ArtifactError, match="content does not match"):
+        split_files(corpus, "train", execute)
 
 
 def test_an_artifact_of_another_kind_is_refused(store: ArtifactStore) -> None:
