@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -74,3 +76,65 @@ def parse(html: str) -> Node:
     parser.close()
     assert parser.open == [parser.root], f"<{parser.open[-1].tag}> is not closed"
     return parser.root
+
+
+def check_outline(root: Node) -> None:
+    """One first heading, and no level left out."""
+    levels = [int(node.tag[1]) for node in root.every() if re.fullmatch(r"h\d", node.tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def check_tables(root: Node) -> int:
+    """Captions, heads, and as many cells as heads; returns how many tables there are."""
+    tables = list(root.all("table"))
+    for table in tables:
+        assert next(table.all("caption")).text()
+        heads = list(next(table.all("thead")).all("th"))
+        assert all(head.attributes["scope"] == "col" and head.text() for head in heads)
+        rows = [row for body in table.all("tbody") for row in body.all("tr") if row.attributes.get("class") != "group"]
+        assert rows
+        assert all(len(row.children) == len(heads) for row in rows)
+        assert all(next(row.all("th")).attributes["scope"] == "row" for row in rows)
+    return len(tables)
+
+
+def check_figures(root: Node) -> int:
+    """Every drawing says what it shows; returns how many there are."""
+    drawings = list(root.all("svg"))
+    for drawing in drawings:
+        title, description = (node for node in drawing.children[:2] if isinstance(node, Node))
+        assert drawing.attributes["aria-labelledby"].split() == [title.attributes["id"], description.attributes["id"]]
+        assert title.text()
+        assert description.text()
+    return len(drawings)
+
+
+def check_references(root: Node) -> None:
+    """Ids are unique, and what refers to one finds it."""
+    nodes = list(root.every())
+    ids = [node.attributes["id"] for node in nodes if "id" in node.attributes]
+    assert len(set(ids)) == len(ids)
+    values = [value for node in nodes for value in node.attributes.values()]
+    targets = {target for value in values for target in re.findall(r"url\(#([^)]+)\)", value)}
+    targets |= {node.attributes["href"][1:] for node in nodes if node.attributes.get("href", "").startswith("#")}
+    assert targets <= set(ids)
+
+
+def check_inert(root: Node) -> None:
+    """Nothing is loaded and nothing runs."""
+    for node in root.every():
+        assert node.tag not in {"script", "img", "iframe", "object", "embed", "image", "base"}
+        assert not any(key.startswith("on") for key in node.attributes)
+        for key in ("href", "src", "xlink:href"):
+            assert node.attributes.get(key, "#").startswith(("#", "data:,"))
+    policy = next(n for n in root.all("meta") if n.attributes.get("http-equiv") == "Content-Security-Policy")
+    assert policy.attributes["content"].startswith("default-src 'none'")
+
+
+def check_page(root: Node) -> None:
+    """What holds for every page, whatever is on it."""
+    check_outline(root)
+    check_references(root)
+    check_inert(root)

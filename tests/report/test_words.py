@@ -106,3 +106,22 @@ def test_a_full_model_that_is_better_where_classes_count_the_same_is_not_advised
     assert good and "where every class counts the same, it is better" in text
     text, good = words.baseline(with_balanced(0.82, 0.8))
     assert not good and "consider using that" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999_999, "999,999"), (1_234_567, "1.23 million"), (2.5e12, "2.50 trillion")]
+)
+def test_large_numbers_get_a_word(number: float, text: str) -> None:
+    assert words.large(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.94, "4.9 s"), (60, "1 min 00 s"), (750.4, "12 min 30 s"), (11_130, "3 h 05 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+def test_settings_are_one_line() -> None:
+    rules = [{"rule": "length", "min_words": 5}, "lowercase"]
+    assert words.settings({"a": 0.5, "rules": rules}) == "a=0.5, rules=[{rule=length, min_words=5}, lowercase]"

@@ -96,7 +96,7 @@ def _duplicates(found: Documents) -> Child:
         shown.append(tables.clusters("near", caption, "documents", found.near))
     if not shown:
         return element("p", "No document came twice.")
-    note = "One document of each group is kept."
+    note = "Of each group one document is kept, or none where another document is nearly equal to it."
     return [element("p", note), shown]
 
 

@@ -107,10 +107,11 @@ def block_splits(blocks: Blocks) -> Html:
 def tokenizer(blocks: Blocks) -> Html:
     """How the tokenizer fits the text."""
     train = blocks.splits["train"]
+    characters = blocks.bytes_per_token * train.characters / max(1, train.bytes)
     entries: list[tuple[str, Child, Child]] = [
         ("vocabulary", words.count(blocks.vocabulary), "entries, special ones included"),
         ("bytes per token", words.significant(blocks.bytes_per_token), "more is shorter text for the model"),
-        ("characters per token", words.significant(train.characters / max(1, train.tokens)), None),
+        ("characters per token", words.significant(characters), "in the training text"),
         ("in use", words.percents(blocks.vocabulary_used), "of the ordinary entries occur in the training text"),
         (f"rarer than {RARE} times", words.count(blocks.rare), "entries about which next to nothing can be learnt"),
         ("unknown", words.percents(blocks.unknown_share, 3), "of the tokens"),
