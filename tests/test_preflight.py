@@ -1,6 +1,7 @@
 """Mistakes that are known before work starts."""
 
 import json
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,3 +161,11 @@ def test_the_pretrained_model_must_fit_the_labelled_task(raw, raw_text):
     check(settings, settings.stages)
     with pytest.raises(ConfigError, match=r"task\.max_length"):
         check(Settings.parse(both | {"task": {"task": "text_classification", "max_length": 65}}), settings.stages)
+
+
+def test_mlflow_must_be_there_to_be_logged_to(raw_text, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    raw_text["pretrain"]["mlflow"] = "http://127.0.0.1:1"
+    settings = Settings.parse(raw_text)
+    with pytest.raises(ConfigError, match=r"lspm-ray\[mlflow\]"):
+        check(settings, settings.stages)

@@ -24,6 +24,7 @@ def toy_blocks(
     pad_id: int = 0,
     seed: int = 0,
     counting: bool = False,
+    lowest: int = 8,
 ) -> Artifact:
     """Rows of random pieces of documents, every third one padded.
 
@@ -32,9 +33,10 @@ def toy_blocks(
         rows: rows of each shard, by split.
         length: token ids per row.
         group_rows: rows per row group.
-        vocabulary: token ids are below it, and not below 8 unless they are padding.
+        vocabulary: token ids are below it, and not below `lowest` unless they are padding.
         pad_id: padding, at the end of rows only.
         seed: of the token ids.
+        lowest: token id.
         counting: each token id is one more than that before it: there is something to learn.
     """
     names = {split: [f"{split}/part-{n:05d}.parquet" for n in range(len(counts))] for split, counts in rows.items()}
@@ -45,21 +47,23 @@ def toy_blocks(
         "rows": {name: list(counts) for name, counts in rows.items()},
     }
     rng = np.random.default_rng(seed)
-    with store.create("blocks", config | {"seed": seed, "counting": counting}, {}) as draft:
-        draft.summary |= {"length": length, "unigram_loss": math.log(vocabulary - 8)}
+    with store.create("blocks", config | {"seed": seed, "counting": counting, "lowest": lowest}, {}) as draft:
+        draft.summary |= {"length": length, "unigram_loss": math.log(vocabulary - lowest)}
         for split, counts in rows.items():
             (draft.path / split).mkdir()
             for number, count in enumerate(counts):
-                table = _table(rng, count, length, vocabulary, pad_id, counting)
+                table = _table(rng, count, length, vocabulary, pad_id, counting, lowest)
                 _write(draft.path / split / f"part-{number:05d}.parquet", table, group_rows)
         (draft.path / "index.json").write_text(json.dumps(config), encoding="utf-8")
     return store.artifacts()[-1]
 
 
-def _table(rng: np.random.Generator, count: int, length: int, vocabulary: int, pad_id: int, counting: bool) -> pa.Table:
-    ids, segments = rng.integers(8, vocabulary, size=(count, length)), []
+def _table(
+    rng: np.random.Generator, count: int, length: int, vocabulary: int, pad_id: int, counting: bool, lowest: int
+) -> pa.Table:
+    ids, segments = rng.integers(lowest, vocabulary, size=(count, length)), []
     if counting:
-        ids = 8 + (ids[:, :1] + np.arange(length)) % (vocabulary - 8)
+        ids = lowest + (ids[:, :1] + np.arange(length)) % (vocabulary - lowest)
     for row in range(count):
         tokens = int(rng.integers(1, length + 1)) if row % 3 == 0 else length
         ids[row, tokens:] = pad_id

@@ -22,6 +22,7 @@ from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
 from lspm_ray.training.objective import Objective, check_fit
 from lspm_ray.training.pretrain_config import PretrainConfig
+from lspm_ray.training.tracking import check_mlflow
 from lspm_ray.training.trainer import Scaling, resolve
 
 _LABELS_SHOWN = 10
@@ -84,6 +85,7 @@ def _documents(config: DocumentsConfig) -> str:
 
 def _pretrain(settings: Settings, config: PretrainConfig) -> str:
     objective, model = Objective.make(config.objective), config.model
+    check_mlflow(config.mlflow)
     if model.name is not None:
         start = ModelConfig(name=model.name, revision=model.revision)
         _fits(settings, shape_of(read_config(locate(start), model.name), model.name))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lspm_ray.artifact import open_artifact
 from lspm_ray.config import Config
-from lspm_ray.errors import TrainingError
+from lspm_ray.errors import ModelError, TrainingError
 from lspm_ray.models.directory import load_tokenizer, quiet
 from lspm_ray.training.checkpoint import CheckpointStore
 from lspm_ray.training.flops import flops_per_token, mfu, peak_flops
@@ -113,10 +113,7 @@ def make_model(job: PretrainJob) -> tuple[PreTrainedModel, Vocabulary]:
         ConfigError: config and architecture do not go together.
         ModelError: the tokenizer does not fit the model.
     """
-    import transformers
-
     from lspm_ray.models.presets import build_config, build_model
-    from lspm_ray.models.source import check
 
     config = job.config
     objective = Objective.make(config.objective)
@@ -134,15 +131,30 @@ def make_model(job: PretrainJob) -> tuple[PreTrainedModel, Vocabulary]:
         )
         objective.check(tokenizer, made, length)
         return build_model(objective.auto_class, made, config.seed), vocabulary
-    directory = open_artifact(job.base_uri).local()
-    check(directory, str(directory))
-    with quiet():
-        auto = getattr(transformers, objective.auto_class)
-        model: PreTrainedModel = auto.from_pretrained(
-            directory, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype="float32"
-        )
+    model = _pretrained(job.base_uri, objective)
     objective.check(tokenizer, model.config, length)
     return model, vocabulary
+
+
+def _pretrained(uri: str, objective: Objective) -> PreTrainedModel:
+    import transformers
+    from safetensors import SafetensorError
+
+    from lspm_ray.models.source import check
+
+    directory = open_artifact(uri).local()
+    check(directory, str(directory))
+    try:
+        with quiet():
+            model: PreTrainedModel = getattr(transformers, objective.auto_class).from_pretrained(
+                directory, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype="float32"
+            )
+            return model
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"the model does not load for {objective.name}: {first}", field="pretrain.model.name", value=uri
+        ) from None
 
 
 class _Run:

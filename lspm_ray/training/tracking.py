@@ -37,10 +37,8 @@ class Tracker(AbstractContextManager["Tracker"]):
         leave = ExitStack()
         if rank != 0:
             return cls([], leave)
-        writers: list[Any] = [_TensorBoard(uri, step, leave)]
-        if mlflow is not None:
-            writers.append(_MLflow(mlflow, Path(uri).name, leave))
-        return cls(writers, leave)
+        writers: list[Any] = [_MLflow(mlflow, Path(uri).name, leave)] if mlflow is not None else []
+        return cls([*writers, _TensorBoard(uri, step, leave)], leave)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Add a point to each curve."""
@@ -73,17 +71,29 @@ def _upload(folder: str, uri: str) -> None:
     shutil.rmtree(folder)
 
 
+def check_mlflow(server: str | None) -> None:
+    """Refuse to log to MLflow where it is not installed.
+
+    Raises:
+        ConfigError: says how to get it.
+    """
+    if server is None:
+        return
+    try:
+        import mlflow  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "MLflow is not installed", field="pretrain.mlflow", value=server, hint="pip install 'lspm-ray[mlflow]'"
+        ) from None
+
+
 class _MLflow:
+    """Logs to a run of its own; one that was killed and resumed has two in MLflow."""
+
     def __init__(self, server: str, name: str, leave: ExitStack) -> None:
-        try:
-            import mlflow
-        except ImportError:
-            raise ConfigError(
-                "MLflow is not installed",
-                field="pretrain.mlflow",
-                value=server,
-                hint="pip install 'lspm-ray[mlflow]'",
-            ) from None
+        check_mlflow(server)
+        import mlflow
+
         mlflow.set_tracking_uri(server)
         mlflow.start_run(run_name=name)
         leave.callback(mlflow.end_run)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def test_a_killed_run_ends_with_the_same_weights(job: Job, killed_at: int, objec
 def test_the_micro_batch_changes_nothing_but_rounding(job: Job) -> None:
     small = {"size": "toy", "config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
     losses = [
-        pretrain_model(job(f"m{size}", micro_batch_size=size, model=small), alone())[-1]["validation_loss"]
+        pretrain_model(job(f"m{size}", steps=4, micro_batch_size=size, model=small), alone())[-1]["validation_loss"]
         for size in (8, 3, 1)
     ]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)
@@ -166,3 +167,65 @@ def test_curves_go_to_tensorboard(job: Job) -> None:
     (file,) = Path(made.log_uri).iterdir()
     content = file.read_bytes()
     assert all(name in content for name in (b"loss", b"tokens_per_s", b"mfu", b"validation_loss", b"gradient_norm"))
+
+
+def test_every_family_learns_from_a_trained_tokenizer(store: ArtifactStore, tmp_path: Path) -> None:
+    from lspm_ray.documents.tokenizer_config import TokenizerConfig
+    from lspm_ray.documents.train_tokenizer import train
+    from tests.documents.conftest import sentences
+
+    made, _ = train(TokenizerConfig(algorithm="bpe", vocab_size=400, sentinels=20), iter(sentences(300)))
+
+    def build(draft: Draft) -> None:
+        made.save_pretrained(draft.path)
+
+    tokenizer = store.make("tokenizer", {"sentinels": 20}, {}, build)
+    rows = {"train": [64], "validation": [16]}
+    # Ordinary tokens only: the special ones and the sentinels come first.
+    blocks = toy_blocks(
+        store, rows, length=32, vocabulary=len(made), counting=True, lowest=30, pad_id=made.pad_token_id
+    )
+    for objective, architecture in (
+        ("masked_lm", "bert"),
+        ("causal_lm", "gpt2"),
+        ("causal_lm", "llama"),
+        ("span_corruption", "t5"),
+    ):
+        config = {
+            "objective": objective,
+            "model": {"architecture": architecture, "size": "toy"},
+            "steps": 40,
+            "batch_size": 16,
+            "micro_batch_size": 16,
+            "learning_rate": 1e-2,
+            "validate_every_steps": 20,
+            "precision": "fp32",
+        }
+        job = PretrainJob(
+            blocks_uri=blocks.uri,
+            tokenizer_uri=tokenizer.uri,
+            base_uri=None,
+            config=PretrainConfig.parse(config),
+            work_uri=str(tmp_path / architecture),
+            log_uri=str(tmp_path / f"{architecture}-log"),
+        )
+        first, last = pretrain_model(job, alone())
+        assert last["validation_loss"] < first["validation_loss"], architecture
+
+
+def test_it_goes_on_from_a_pretrained_model(job: Job, store: ArtifactStore, tokenizer: Artifact) -> None:
+    before = job("before", steps=40, learning_rate=5e-3)
+    reached = min(entry["validation_loss"] for entry in pretrain_model(before, alone()))
+
+    def build(draft: Draft) -> None:
+        for source in (CheckpointStore(before.work_uri).best().local(), tokenizer.local()):
+            for file in source.iterdir():
+                if file.name != "manifest.json":
+                    shutil.copyfile(file, draft.path / file.name)
+
+    base = store.make("base", {"of": before.work_uri}, {}, build)
+    after = job("after", steps=2, learning_rate=1e-6).model_copy(update={"base_uri": base.uri})
+    assert pretrain_model(after, alone())[0]["validation_loss"] == pytest.approx(reached, abs=0.02)
+    other = job("other", objective="span_corruption").model_copy(update={"base_uri": base.uri})
+    with pytest.raises(ModelError, match="does not load for span_corruption"):
+        make_model(other)

@@ -1,0 +1,68 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.corpus.execute import run_serially
+from lspm_ray.documents.tokenizer import make_tokenizer
+from lspm_ray.documents.tokenizer_config import TokenizerConfig
+from lspm_ray.errors import DataError, ModelError
+from lspm_ray.models.directory import load_tokenizer
+from tests.documents.conftest import KilledError, Make, killed_after
+from tests.toys import toy_model_dir, toy_tokenizer
+
+
+@pytest.fixture
+def documents(prose: Path, make_documents: Make) -> Artifact:
+    return make_documents({"source": str(prose), "validation": 0.1})
+
+
+def make(documents: Artifact, store: ArtifactStore, execute: Any = run_serially, **config: Any) -> Artifact:
+    return make_tokenizer(TokenizerConfig.parse(config), documents, store, lambda line: None, execute=execute)
+
+
+def test_it_is_trained_on_the_documents(documents: Artifact, store: ArtifactStore) -> None:
+    made = make(documents, store, algorithm="bpe", vocab_size=300)
+    tokenizer = load_tokenizer(made.local())
+    assert len(tokenizer) == made.manifest.summary["vocabulary"] <= 300
+    assert tokenizer.decode(tokenizer("Some text.")["input_ids"], skip_special_tokens=True) == "Some text."
+    assert make(documents, store, algorithm="bpe", vocab_size=300).uri == made.uri
+
+
+def test_a_killed_training_is_done_again_with_the_same_result(
+    documents: Artifact, store: ArtifactStore, tmp_path: Path
+) -> None:
+    other = ArtifactStore(str(tmp_path / "other"))
+    with pytest.raises(KilledError):
+        make(documents, other, killed_after(0), algorithm="wordpiece", vocab_size=300)
+    again = make(documents, other, algorithm="wordpiece", vocab_size=300)
+    assert again.digest == make(documents, store, algorithm="wordpiece", vocab_size=300).digest
+
+
+def test_only_the_sample_counts(documents: Artifact, store: ArtifactStore) -> None:
+    sizes = [
+        make(documents, store, algorithm="bpe", vocab_size=600, sample_characters=characters).manifest.summary[
+            "vocabulary"
+        ]
+        for characters in (4000, 100_000)
+    ]
+    assert sizes[0] < sizes[1]
+
+
+def test_too_little_text_is_an_error_with_both_numbers(documents: Artifact, store: ArtifactStore) -> None:
+    with pytest.raises(DataError, match="50000"):
+        make(documents, store, algorithm="bpe", vocab_size=50_000)
+
+
+def test_one_that_there_is_is_taken_over_without_weights(
+    documents: Artifact, store: ArtifactStore, tmp_path: Path
+) -> None:
+    made = make(documents, store, name=str(toy_model_dir(tmp_path / "model")))
+    assert load_tokenizer(made.local()).get_vocab() == toy_tokenizer().get_vocab()
+    assert not [name for name in made.manifest.files if name.endswith(".safetensors")]
+
+
+def test_one_that_does_not_exist_is_named(documents: Artifact, store: ArtifactStore) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.name.*nowhere"):
+        make(documents, store, name="./nowhere")
