@@ -7,9 +7,11 @@ with the shards that are missing.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +48,10 @@ GROUP_ROWS = 64
 """Blocks of a row group: what training reads at once."""
 
 _PACKINGS = {"concatenate": concatenate, "best_fit": best_fit}
-_ENCODE_ROWS = 512
+_ENCODE_CHARACTERS = 1 << 18
+"""The library needs some hundred bytes for each token that it has at hand."""
+
+_READ_ROWS = 64
 _SUMS = 64
 
 
@@ -77,7 +82,7 @@ class Marks:
 
 @dataclass(frozen=True)
 class PackShard:
-    """Tokenises and packs one shard of documents (an item is `{"name": shard, "sha256": its digest}`).
+    """Tokenises and packs shards of documents, each by itself (an item is `{"names": [shard, ...]}`).
 
     Attributes:
         documents: the artifact with the documents.
@@ -92,13 +97,17 @@ class PackShard:
     staging: Staging
 
     def __call__(self, item: Item) -> dict[str, Any]:
-        """Write the shard.
+        """Write the shards; returns what `shards` of them have, in order, and their `tokens`.
 
         Raises:
-            ArtifactError: the shard is missing or damaged.
+            ArtifactError: a shard is missing or damaged.
         """
-        done = f"done/{item['name']}.json"
-        return self.staging.read_result(done) or self.staging.write_result(done, self._pack(item["name"]))
+        shards = [self._once(name) for name in item["names"]]
+        return {"shards": shards, "tokens": sum(shard["tokens"] for shard in shards)}
+
+    def _once(self, name: str) -> dict[str, Any]:
+        done = f"done/{name}.json"
+        return self.staging.read_result(done) or self.staging.write_result(done, self._pack(name))
 
     def _pack(self, name: str) -> dict[str, Any]:
         backend, marks, vocabulary = _loaded(self.tokenizer, self.config.start)
@@ -108,13 +117,13 @@ class PackShard:
         for texts in self._texts(name):
             characters += sum(map(len, texts))
             text_bytes += sum(len(text.encode()) for text in texts)
+            first = len(encoded)
             for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
                 ids = np.empty(len(encoding) + 1, dtype=np.int32)
                 ids[:-1] = encoding.ids
                 ids[-1] = marks.end
                 encoded.append(ids)
-        if encoded:
-            counts += np.bincount(np.concatenate(encoded), minlength=vocabulary)
+            counts += np.bincount(np.concatenate(encoded[first:]), minlength=vocabulary)
         packed = _PACKINGS[self.config.packing](encoded, self.config.length, marks.start, marks.pad)
         self._write(shuffled(packed, self.config.seed), name)
         with self.staging.open_output(f"counts/{name}.i8") as sink:
@@ -128,9 +137,19 @@ class PackShard:
         }
 
     def _texts(self, name: str) -> Iterator[list[str]]:
+        """Texts to encode together: neighbours, of `_ENCODE_CHARACTERS` or so."""
         content = pa.BufferReader(self.documents.read_bytes(name))
-        for batch in pq.ParquetFile(content).iter_batches(_ENCODE_ROWS, columns=["text"], use_threads=False):
-            yield batch["text"].to_pylist()
+        texts: list[str] = []
+        characters = 0
+        for batch in pq.ParquetFile(content).iter_batches(_READ_ROWS, columns=["text"], use_threads=False):
+            for text in batch["text"].to_pylist():
+                texts.append(text)
+                characters += len(text)
+                if characters >= _ENCODE_CHARACTERS:
+                    yield texts
+                    texts, characters = [], 0
+        if texts:
+            yield texts
 
     def _write(self, packed: Packed, name: str) -> None:
         blocks, length = packed.input_ids.shape
@@ -193,6 +212,35 @@ def _total(staging: Staging, names: Sequence[str]) -> NDArray[np.int64]:
     return np.empty(0, dtype=np.int64) if total is None else total
 
 
+def group_shards(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Pieces of work: neighbouring shards that together are no larger than the largest one.
+
+    Args:
+        sizes: bytes of each shard, by name.
+    """
+    most, groups, size = max(sizes.values(), default=0), list[list[str]](), 0
+    for name, share in sizes.items():
+        if not groups or size + share > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += share
+    return groups
+
+
+def _link(staging: Staging, target: str, name: str) -> bool:
+    """Put a finished shard into the artifact without a copy, where the file system has hard links."""
+    source, sink = join(staging.uri, f"blocks/{name}"), join(target, name)
+    if "://" in source + sink:
+        return False
+    Path(sink).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, sink)
+    except OSError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class CopyShard:
     """Moves a finished shard into the artifact (an item is `{"name": shard}`)."""
@@ -240,9 +288,12 @@ def make_blocks(
         names = {split: _shards(documents, split) for split in SPLITS}
         every = [name for some in names.values() for name in some]
         run = _Runner(execute or run_on_ray, report)
-        step = PackShard(documents, tokenizer, config, staging)
-        results = dict(zip(every, run("tokenise and pack", step, [{"name": name} for name in every]), strict=True))
-        run("copy", CopyShard(staging, draft.uri), [{"name": name} for name in every])
+        items = [{"names": group} for group in group_shards({n: documents.manifest.files[n].bytes for n in every})]
+        made = run("tokenise and pack", PackShard(documents, tokenizer, config, staging), items)
+        results = dict(zip(every, (shard for result in made for shard in result["shards"]), strict=True))
+        unlinked = [{"name": name} for name in every if not _link(staging, draft.uri, name)]
+        if unlinked:
+            run("copy", CopyShard(staging, draft.uri), unlinked)
         counts = {split: _counts(staging, split, some, run) for split, some in names.items()}
         _describe(draft, config, tokenizer, names, results, counts)
 
@@ -269,7 +320,7 @@ class _Runner:
                 tokens = sum(result.get("tokens", 0) for result in results.values())
                 pace = f", {tokens:,} tokens ({tokens / (now - started):,.0f}/s)" if tokens else ""
                 clock = f", {left // 60}:{left % 60:02d} left" if left else ""
-                self.report(f"{what}: {len(results)} of {len(items)} shards{pace}{clock}")
+                self.report(f"{what}: {len(results)} of {len(items)} parts{pace}{clock}")
         return [results[index] for index in range(len(items))]
 
 

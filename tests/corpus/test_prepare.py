@@ -61,7 +61,7 @@ def test_a_full_disk_becomes_a_users_error_and_other_errors_stay() -> None:
 
 
 def test_tasks_fit_on_any_cluster_that_has_a_cpu() -> None:
-    assert [_cpus_per_task(cpus) for cpus in (0.5, 1, 2, 64)] == [0.25, 0.5, 1, 1]
+    assert [_cpus_per_task(cpus) for cpus in (0.5, 1, 2, 64)] == [0.25, 0.5, 0.5, 0.5]
     with pytest.raises(ResourceError, match="the cluster has no CPU"):
         _cpus_per_task(0)
 
