@@ -260,7 +260,7 @@ def test_the_examples_read_it(fetched: Path, file: Path) -> None:
     assert settings.documents is not None
     (found,) = resolve(settings.documents)
     assert (found.format, found.compression) == ("jsonl", "zstd")
-    assert settings.stages == ("documents", "tokenizer", "blocks", "pretrain")
+    assert settings.stages == ("documents", "tokenizer", "blocks", "pretrain", "text_report")
 
 
 def test_the_examples_share_their_documents() -> None:
