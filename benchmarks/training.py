@@ -10,8 +10,9 @@ slow minute of the machine hits all of them; reported are medians over the round
             writes checkpoints. With --no-ray it runs in the process itself, with one worker.
     bare    forward, backward, clip, AdamW over batches that are in memory already; several workers by
             `torch.multiprocessing` and DistributedDataParallel. Nothing else.
+    bare_keeping    the same with the settings of malloc that workers of Ray Train get from us, on CPUs.
 
-Both have the same model (gpt2 preset), the same batches, precision, optimiser and number of threads, and the same way
+All have the same model (gpt2 preset), the same batches, precision, optimiser and number of threads, and the same way
 of adding up micro-batches. The first steps are left out on both sides, as are validation and, in the ratio, the time
 that a checkpoint stops training, of which there is one in the steps that count; writing it in the background is in. How
 long it stops training, and how long training waits for data, is what the loop's own history says.
@@ -281,13 +282,17 @@ def _quiet(line: str) -> None:
 
 # The measurement
 
-CHILDREN = {"ours": child_ours, "bare": child_bare}
+CHILDREN = {"ours": child_ours, "bare": child_bare, "bare_keeping": child_bare}
 
 
 def run_child(name: str, job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(job["work"], ignore_errors=True)
     log = Path(options.work) / f"{name}-{job['workers']}.log"
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    if name == "bare_keeping":
+        from lspm_ray.training.trainer import KEEP_MEMORY
+
+        kept |= KEEP_MEMORY
     command = [sys.executable, __file__, "--child", name, "--job", json.dumps(job)]
     with log.open("ab") as errors:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, env=kept, check=False, text=True)
@@ -302,24 +307,28 @@ def summarise(rounds: Sequence[dict[str, dict[str, dict[str, float]]]]) -> dict[
     """Medians over the rounds, by number of workers."""
     found: dict[str, Any] = {}
     for workers in rounds[0]:
-        ours, bare = ([one[workers][name] for one in rounds] for name in ("ours", "bare"))
-        rates = [run["tokens"] / (run["seconds"] - run["stalled_s"]) for run in ours]
-        others = [run["tokens"] / run["seconds"] for run in bare]
-        ratios = [mine / theirs for mine, theirs in zip(rates, others, strict=True)]
+        ours = [one[workers]["ours"] for one in rounds]
+        rates = {"ours": [run["tokens"] / (run["seconds"] - run["stalled_s"]) for run in ours]}
+        for name in list(rounds[0][workers])[1:]:
+            rates[name] = [one[workers][name]["tokens"] / one[workers][name]["seconds"] for one in rounds]
         tokens_per_checkpoint = _CHECKPOINT_EVERY * rounds[0][workers]["ours"]["tokens_per_step"]
         stall = median(run["stalled_s"] for run in ours)
         found[workers] = {
-            "tokens_per_s": {"ours": round(median(rates)), "bare": round(median(others))},
-            "ratio": round(median(ratios), 3),
-            "ratio_all_rounds": [round(ratio, 3) for ratio in ratios],
+            "tokens_per_s": {name: round(median(values)) for name, values in rates.items()},
+            "ratio": {f"ours / {name}": _ratio(rates["ours"], values) for name, values in list(rates.items())[1:]},
             "data_wait_share": round(median(run["waited_s"] / run["seconds"] for run in ours), 5),
             "checkpoint_stall_s": round(stall, 3),
             f"checkpoint_share_every_{_CHECKPOINT_EVERY}_steps": round(
-                stall / (stall + tokens_per_checkpoint / median(rates)), 5
+                stall / (stall + tokens_per_checkpoint / median(rates["ours"])), 5
             ),
             "mfu": round(median(run["mfu"] for run in ours), 4),
         }
     return found
+
+
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    ratios = [mine / theirs for mine, theirs in zip(ours, others, strict=True)]
+    return {"median": round(median(ratios), 3), "all_rounds": [round(ratio, 3) for ratio in ratios]}
 
 
 def main() -> None:
@@ -341,19 +350,20 @@ def main() -> None:
             job = data | {"workers": workers, "threads": max(1, options.threads // workers)}
             job |= {name: getattr(options, name) for name in ("device", "no_ray", "length", "warmup")}
             job |= {"settings": settings(options, workers), "work": str(work / "round")}
-            runs = {name: run_child(name, job, options) for name in CHILDREN}
+            names = [name for name in CHILDREN if options.device == "cpu" or name != "bare_keeping"]
+            runs = {name: run_child(name, job, options) for name in names}
             runs["ours"]["tokens_per_step"] = options.batch_size * options.length
             rounds[-1][str(workers)] = runs
             rates = {name: round(run["tokens"] / run["seconds"]) for name, run in runs.items()}
             _quiet(f"round {number + 1}/{options.rounds}, {workers} worker(s): {rates} tokens/s")
     summary = summarise(rounds)
-    names = ("device", "no_ray", "size", "length", "vocabulary", "batch_size", "micro_batch_size", "precision")
+    shown = ("device", "no_ray", "size", "length", "vocabulary", "batch_size", "micro_batch_size", "precision")
     document = {
         "command": " ".join(["python", "benchmarks/training.py", *sys.argv[1:]]),
         "design": __doc__,
         "hardware": hardware(),
         "load_before": round(load, 2),
-        "settings": {name: getattr(options, name) for name in (*names, "warmup", "steps", "threads")},
+        "settings": {name: getattr(options, name) for name in (*shown, "warmup", "steps", "threads")},
         "targets": TARGETS,
         "workers": summary,
         "rounds": rounds,
@@ -379,7 +389,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch-size", type=int, default=8, help="blocks per forward pass")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: fp32, or bf16 on a GPU")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20, help="that count")
+    parser.add_argument("--steps", type=int, default=40, help="that count")
     parser.add_argument("--warmup", type=int, default=5, help="steps before them, that do not")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPUs to use")
     parser.add_argument("--work", default="build/benchmark-training", help="directory for data, checkpoints and logs")

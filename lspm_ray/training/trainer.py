@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _DATA_CPUS = 2 * DATA_TASK_CPUS
 """Left free of training workers for the tasks that read their data."""
 
+KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""Makes glibc keep what a step frees for the next one. By default it gives every large tensor back to the kernel, which
+then clears each page anew: a seventh of the time of a small model's step on a CPU (benchmarks/training.py)."""
+
 
 class Scaling(Config):
     """Workers of a run with every default resolved against a cluster."""
@@ -154,6 +158,7 @@ def launch(
             # time keeps a torn Ray snapshot of a killed run from blocking this one.
             name=uuid.uuid4().hex[:8],
             storage_path=_storage(work_uri),
+            worker_runtime_env={"env_vars": {} if scaling.use_gpu else dict(KEEP_MEMORY)},
             failure_config=FailureConfig(
                 max_failures=scaling.max_failures,
                 # A node that has just died may still be counted on: what it was to start then does not, and is decided

@@ -14,7 +14,7 @@ from lspm_ray.corpus.shards import class_counts, split_files
 from lspm_ray.errors import ResourceError
 from lspm_ray.training.config import TrainConfig, WorkersConfig
 from lspm_ray.training.loop import TrainJob
-from lspm_ray.training.trainer import fit, resolve, scale
+from lspm_ray.training.trainer import fit, launch, resolve, scale
 from tests.toy_corpus import toy_corpus
 from tests.toys import LABELS, toy_model_artifact
 
@@ -100,6 +100,33 @@ def test_two_workers_killed_and_resumed_equal_two_uninterrupted(ray_cluster, tmp
     assert strip == [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in history]
     first, second = weights(whole), weights(broken)
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.ray
+def test_workers_on_cpus_keep_the_memory_that_a_step_frees(ray_cluster, tmp_path):
+    """The second pass over as much memory as the first must not ask the kernel for it again."""
+
+    def loop(arguments):
+        import ctypes
+        import resource
+
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        libc.malloc.argtypes = [ctypes.c_size_t]
+        faults = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            block = libc.malloc(256 << 20)
+            ctypes.memset(block, 1, 256 << 20)
+            libc.free(block)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        Path(arguments["file"]).write_text(" ".join(map(str, faults)))
+
+    file = tmp_path / "faults"
+    scaling = resolve(WorkersConfig(), {"CPU": 2.0})
+    launch(loop, {"file": str(file)}, scaling, str(tmp_path / "work"))
+    first, *later = map(int, file.read_text().split())
+    assert max(later) < first / 10
 
 
 def _kill_once(flag: Path, tmp_path: Path) -> None:
