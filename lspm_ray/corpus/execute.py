@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -81,6 +82,8 @@ class _Guarded:
         self._step = step
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        # A task has a share of one CPU: a thread for each CPU of the node would be too many, times the tasks on it.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             outcome: dict[str, Any] = {"result": self._step(json.loads(row["item"]))}
         except UserError as error:

@@ -6,6 +6,7 @@ with the shards that are missing.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -51,6 +52,7 @@ _PACKINGS = {"concatenate": concatenate, "best_fit": best_fit}
 _ENCODE_CHARACTERS = 1 << 18
 """The library needs some hundred bytes for each token that it has at hand."""
 
+_BACKEND_FILE = "tokenizer.json"
 _READ_ROWS = 64
 _SUMS = 64
 
@@ -86,15 +88,17 @@ class PackShard:
 
     Attributes:
         documents: the artifact with the documents.
-        tokenizer: the artifact with the tokenizer.
         config: what the user says.
-        staging: where finished shards are kept until all are there.
+        staging: holds the tokenizer, and finished shards until all are there.
+        marks: of the tokenizer.
+        vocabulary: token ids of the tokenizer.
     """
 
     documents: Artifact
-    tokenizer: Artifact
     config: BlocksConfig
     staging: Staging
+    marks: Marks
+    vocabulary: int
 
     def __call__(self, item: Item) -> dict[str, Any]:
         """Write the shards; returns what `shards` of them have, in order, and their `tokens`.
@@ -110,8 +114,8 @@ class PackShard:
         return self.staging.read_result(done) or self.staging.write_result(done, self._pack(name))
 
     def _pack(self, name: str) -> dict[str, Any]:
-        backend, marks, vocabulary = _loaded(self.tokenizer, self.config.start)
-        counts = np.zeros(vocabulary, dtype=np.int64)
+        backend, marks = _backend(self.staging), self.marks
+        counts = np.zeros(self.vocabulary, dtype=np.int64)
         encoded: list[NDArray[np.int32]] = []
         characters = text_bytes = 0
         for texts in self._texts(name):
@@ -123,7 +127,7 @@ class PackShard:
                 ids[:-1] = encoding.ids
                 ids[-1] = marks.end
                 encoded.append(ids)
-            counts += np.bincount(np.concatenate(encoded[first:]), minlength=vocabulary)
+            counts += np.bincount(np.concatenate(encoded[first:]), minlength=self.vocabulary)
         packed = _PACKINGS[self.config.packing](encoded, self.config.length, marks.start, marks.pad)
         self._write(shuffled(packed, self.config.seed), name)
         with self.staging.open_output(f"counts/{name}.i8") as sink:
@@ -162,26 +166,35 @@ class PackShard:
         write_table(table, join(self.staging.uri, f"blocks/{name}"), GROUP_ROWS)
 
 
-_LOADED: dict[tuple[str, bool | None], tuple[Tokenizer, Marks, int]] = {}
+def _hand_out(tokenizer: PreTrainedTokenizerBase, staging: Staging) -> None:
+    """Put the tokenizer where every task finds it, in the form of the library below transformers.
+
+    To import transformers takes a worker longer than to tokenise a shard, and several times the memory.
+
+    Raises:
+        ConfigError: it has no such form.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(
+            "only tokenizers of the `tokenizers` library (a tokenizer.json) are fast enough",
+            field="tokenizer.name",
+            value=type(tokenizer).__name__,
+        )
+    backend.no_truncation()
+    backend.no_padding()
+    with staging.open_output(_BACKEND_FILE) as sink:
+        sink.write(backend.to_str().encode())
 
 
-def _loaded(artifact: Artifact, start: bool | None) -> tuple[Tokenizer, Marks, int]:
-    """The tokenizer; once per process, because to verify and load it takes longer than to use it."""
-    key = (artifact.digest, start)
-    if key not in _LOADED:
-        tokenizer = load_tokenizer(artifact.local())
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ConfigError(
-                "only tokenizers of the `tokenizers` library (a tokenizer.json) are fast enough",
-                field="tokenizer.name",
-                value=type(tokenizer).__name__,
-            )
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True  # "<s>" in a text is text
-        _LOADED[key] = (backend, Marks(tokenizer, start), len(tokenizer))
-    return _LOADED[key]
+@functools.lru_cache(maxsize=1)
+def _backend(staging: Staging) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    with staging.open_input(_BACKEND_FILE) as source:
+        backend = Tokenizer.from_str(source.read().decode())
+    backend.encode_special_tokens = True  # "<s>" in a text is text
+    return backend
 
 
 def shuffled(packed: Packed, seed: int) -> Packed:
@@ -283,19 +296,21 @@ def make_blocks(
     key = store.key(STAGE, settings, parents)
 
     def build(draft: Draft) -> None:
-        _loaded(tokenizer, config.start)
+        loaded = load_tokenizer(tokenizer.local())
         staging = Staging(store.work_uri(STAGE, key))
+        pack = PackShard(documents, config, staging, Marks(loaded, config.start), len(loaded))
+        _hand_out(loaded, staging)
         names = {split: _shards(documents, split) for split in SPLITS}
         every = [name for some in names.values() for name in some]
         run = _Runner(execute or run_on_ray, report)
         items = [{"names": group} for group in group_shards({n: documents.manifest.files[n].bytes for n in every})]
-        made = run("tokenise and pack", PackShard(documents, tokenizer, config, staging), items)
+        made = run("tokenise and pack", pack, items)
         results = dict(zip(every, (shard for result in made for shard in result["shards"]), strict=True))
         unlinked = [{"name": name} for name in every if not _link(staging, draft.uri, name)]
         if unlinked:
             run("copy", CopyShard(staging, draft.uri), unlinked)
         counts = {split: _counts(staging, split, some, run) for split, some in names.items()}
-        _describe(draft, config, tokenizer, names, results, counts)
+        _describe(draft, config, loaded, names, results, counts)
 
     try:
         return store.make(STAGE, settings, parents, build)
@@ -345,7 +360,7 @@ def _counts(staging: Staging, split: str, names: list[str], run: _Runner) -> NDA
 def _describe(
     draft: Draft,
     config: BlocksConfig,
-    tokenizer: Artifact,
+    loaded: PreTrainedTokenizerBase,
     names: dict[str, list[str]],
     results: dict[str, dict[str, Any]],
     counts: dict[str, NDArray[np.int64]],
@@ -356,7 +371,6 @@ def _describe(
         splits[split] = {kind: sum(results[name][kind] for name in some) for kind in next(iter(results.values()))}
         if not splits[split]["blocks"]:
             raise DataError(f"the {split} split makes no block", field="blocks.length", value=config.length)
-    loaded = load_tokenizer(tokenizer.local())
     ordinary = np.ones(len(loaded), dtype=bool)
     ordinary[[i for i in loaded.all_special_ids if i < len(loaded)]] = False
     train, held_out = counts["train"], counts["validation"]

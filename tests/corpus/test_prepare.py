@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -139,3 +140,17 @@ def test_pickled_objects_in_parquet_are_not_executed_where_ray_knows_their_type(
     with pytest.raises(DataError, match=r"column 'text' of 1.parquet has a type that is not read"):
         make_corpus(config, execute=run_on_ray)
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.ray
+def test_a_task_keeps_to_its_share_of_a_cpu(ray_cluster):
+    def threads_of_a_tokenizer(item):
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        before = len(os.listdir("/proc/self/task"))
+        tokenizer.encode_batch(["a a a"] * 1000)
+        return {"started": len(os.listdir("/proc/self/task")) - before}
+
+    assert [result for _, result in run_on_ray(threads_of_a_tokenizer, [{}])] == [{"started": 0}]
