@@ -117,7 +117,7 @@ class Pipeline:
     @cached_property
     def base(self) -> Artifact:
         """The pretrained model that was taken over, copied into the store."""
-        return base(self.settings.start, self.store)
+        return base(self.settings.start, self.store, eos_pads=self.settings.pretrain is not None)
 
     @property
     def start(self) -> Artifact:

@@ -140,6 +140,26 @@ def test_mistakes_in_pretraining_are_known_before_it_starts(raw_text, section, c
 
 
 @pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"blocks": {"length": 65}}, ConfigError, "65 tokens are longer than the 64"),
+        ({"tokenizer": {"algorithm": "bpe", "vocab_size": 1000}}, ModelError, "1000 token ids"),
+        ({"pretrain": {"objective": "causal_lm", "epochs": 1}}, ModelError, "cannot train an encoder"),
+    ],
+)
+def test_a_model_that_cannot_learn_from_the_blocks_is_known_before(raw_text, tmp_path, changes, error, message):
+    model = {"name": str(toy_model_dir(tmp_path / "model"))}
+    raw_text.pop("tokenizer")
+    fine = raw_text | {"pretrain": {"objective": "masked_lm", "epochs": 1, "model": model}}
+    settings = Settings.parse(fine)
+    assert any("going on from" in line for line in check(settings, settings.stages))
+    wrong = fine | changes
+    wrong["pretrain"] |= {"model": model}
+    with pytest.raises(error, match=message):
+        check(Settings.parse(wrong), settings.stages)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"documents": None}, r"`documents`.*`data`"),

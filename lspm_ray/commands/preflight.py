@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lspm_ray.artifact import cpu_count, filesystem
 from lspm_ray.cluster import ClusterConfig, running_cluster
@@ -87,8 +88,9 @@ def _pretrain(settings: Settings, config: PretrainConfig) -> str:
     objective, model = Objective.make(config.objective), config.model
     check_mlflow(config.mlflow)
     if model.name is not None:
-        start = ModelConfig(name=model.name, revision=model.revision)
-        _fits(settings, shape_of(read_config(locate(start), model.name), model.name))
+        directory = locate(ModelConfig(name=model.name, revision=model.revision))
+        _continues(settings, objective, directory)
+        _fits(settings, shape_of(read_config(directory, model.name), model.name))
         return f"pretrain: {objective.name}, going on from {model.name}"
     architecture = model.architecture or objective.architectures[0]
     size = settings.tokenizer.vocab_size if settings.tokenizer and settings.tokenizer.algorithm else 1
@@ -98,6 +100,20 @@ def _pretrain(settings: Settings, config: PretrainConfig) -> str:
     check_fit(size, length, made)
     _fits(settings, shape_of(made.to_dict(), architecture))
     return f"pretrain: {objective.name}, a fresh {architecture} of size {model.size}"
+
+
+def _continues(settings: Settings, objective: Objective, directory: Path) -> None:
+    """Refuse a pretrained model that cannot learn from the blocks that are to be made."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    tokenizer, length = settings.tokenizer, settings.blocks.length
+    if tokenizer is not None and tokenizer.algorithm is not None:
+        objective.check_kind(config)
+        check_fit(tokenizer.vocab_size, length, config)
+        return
+    taken = directory if tokenizer is None else locate_tokenizer(tokenizer.source())
+    objective.check(load_tokenizer(taken, eos_pads=True), config, length)
 
 
 def _fits(settings: Settings, shape: Shape) -> None:

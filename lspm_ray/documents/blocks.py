@@ -296,7 +296,7 @@ def make_blocks(
     key = store.key(STAGE, settings, parents)
 
     def build(draft: Draft) -> None:
-        loaded = load_tokenizer(tokenizer.local())
+        loaded = load_tokenizer(tokenizer.local(), eos_pads=True)
         staging = Staging(store.work_uri(STAGE, key))
         pack = PackShard(documents, config, staging, Marks(loaded, config.start), len(loaded))
         _hand_out(loaded, staging)

@@ -114,13 +114,14 @@ def _take_over(config: TokenizerConfig, store: ArtifactStore) -> Artifact:
         copy(directory, draft.path)
         for weights in draft.path.glob("*.safetensors*"):
             weights.unlink()
-        tokenizer = load_tokenizer(draft.path)
+        tokenizer = load_tokenizer(draft.path, eos_pads=True)
         if not tokenizer.is_fast:
             raise ConfigError(
                 "only tokenizers of the `tokenizers` library (a tokenizer.json) are fast enough",
                 field="tokenizer.name",
                 value=config.name,
             )
+        tokenizer.save_pretrained(draft.path)
         draft.summary["vocabulary"] = len(tokenizer)
 
     return store.make(STAGE, settings, {}, build)

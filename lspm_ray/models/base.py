@@ -7,8 +7,13 @@ from lspm_ray.models.source import ModelConfig, copy, fingerprint, locate
 STAGE = "base"
 
 
-def base(model: ModelConfig, store: ArtifactStore) -> Artifact:
+def base(model: ModelConfig, store: ArtifactStore, *, eos_pads: bool = False) -> Artifact:
     """The model as an artifact.
+
+    Args:
+        model: which one.
+        store: where the copy goes.
+        eos_pads: see `load_tokenizer`.
 
     Raises:
         ModelError: it does not exist, cannot be loaded safely, or has no tokenizer.
@@ -18,7 +23,7 @@ def base(model: ModelConfig, store: ArtifactStore) -> Artifact:
     if found is not None:
         return found
     source = locate(model)
-    load_tokenizer(source)
+    load_tokenizer(source, eos_pads=eos_pads)
 
     def build(draft: Draft) -> None:
         copy(source, draft.path)

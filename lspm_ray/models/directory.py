@@ -35,8 +35,13 @@ class Variant(Config):
     recipe: list[dict[str, Any]] = Field(default_factory=list)
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path, *, eos_pads: bool = False) -> PreTrainedTokenizerBase:
     """The directory's tokenizer.
+
+    Args:
+        directory: of a model or of a tokenizer alone.
+        eos_pads: a tokenizer without a padding token (GPT-2's, Llama's) gets its eos token as one. That is right where
+            padding is told by position, not by token.
 
     Raises:
         ModelError: it has none that loads, or one without a padding token.
@@ -48,6 +53,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"the tokenizer does not load: {first}", field="model.name", value=str(directory)) from None
+    if tokenizer.pad_token_id is None and eos_pads:
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ModelError(
             "the tokenizer has no padding token, so texts of different lengths cannot share a batch",

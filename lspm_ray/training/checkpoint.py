@@ -97,33 +97,44 @@ class CheckpointStore:
         Raises:
             ArtifactError: there are checkpoints, but all are damaged: starting afresh silently would hide it.
         """
-        from safetensors.torch import load_file
-
         self.wait()
         names = self._names("step")
         for name in names:
             try:
-                directory = self._store.get(name).local()
-            except ArtifactError as error:
+                return self._load(name)
+            except (ArtifactError, OSError) as error:
                 self._warn(f"checkpoint {name} is damaged, falling back to the one before: {error}")
-                continue
-            state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-            return Checkpoint(load_file(directory / "tensors.safetensors"), state)
         if names:
             raise ArtifactError(
                 "all checkpoints are damaged", field=self._store.root, hint="Delete this directory to train afresh"
             )
         return None
 
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of one step: for workers that are to go on from the same one as another.
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        return self._load(f"step-{step:09d}")
+
+    def forget_after(self, step: int) -> None:
+        """Delete the best models of later steps: a run that goes on from `step` may never find them again."""
+        for name in self._names("best"):
+            if _step(name) > step:
+                self._store.delete(name)
+
     def save_best(self, step: int, write: Callable[[Path], None]) -> None:
         """Keep the model directory that `write` makes as the best so far.
+
+        The bests that the kept checkpoints know of stay until those are gone: training may fall back to them.
 
         Raises:
             ResourceError: no room for it; the best before it is as it was.
         """
         self.wait()
         self._write("best", step, write)
-        self._drop("best", step, keep=1)
+        self._drop_bests()
 
     def best(self) -> Artifact:
         """The best model so far, as a model directory without a tokenizer.
@@ -144,7 +155,15 @@ class CheckpointStore:
             (path / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
         self._write("step", step, write, sum(tensor.nbytes for tensor in tensors.values()))
-        self._drop("step", step, self._keep)
+        self._drop(step)
+        self._drop_bests()
+
+    def _load(self, name: str) -> Checkpoint:
+        from safetensors.torch import load_file
+
+        directory = self._store.get(name).local()
+        state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+        return Checkpoint(load_file(directory / "tensors.safetensors"), state)
 
     def _write(self, stage: str, step: int, write: Callable[[Path], None], needed: int | None = None) -> None:
         """Write an artifact; if that fails, leave nothing of it."""
@@ -162,16 +181,25 @@ class CheckpointStore:
     def _names(self, stage: str) -> list[str]:
         return self._store.names(stage)[::-1]
 
-    def _drop(self, stage: str, step: int, keep: int) -> None:
-        """Keep what was just written and what came before it.
-
-        A later one was passed over as damaged, or is the best of a future that was given up with it.
-        """
-        newest = f"{stage}-{step:09d}"
-        names = self._names(stage)
-        kept = [name for name in names if name <= newest][:keep]
+    def _drop(self, step: int) -> None:
+        """Keep what was just written and what came before it; a later one was passed over as damaged."""
+        names = self._names("step")
+        kept = [name for name in names if _step(name) <= step][: self._keep]
         for name in set(names) - set(kept):
             self._store.delete(name)
+
+    def _drop_bests(self) -> None:
+        """Keep the newest best, and of each checkpoint the newest that it knows of."""
+        names = self._names("best")
+        kept = set(names[:1])
+        for checkpoint in self._names("step"):
+            kept |= set([name for name in names if _step(name) <= _step(checkpoint)][:1])
+        for name in set(names) - kept:
+            self._store.delete(name)
+
+
+def _step(name: str) -> int:
+    return int(name.rpartition("-")[2])
 
 
 def _remove(uri: str) -> None:

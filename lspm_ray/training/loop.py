@@ -123,6 +123,8 @@ class _Run:
         self.batch_size = -(-self.config.batch_size // worker.world_size)
         self.state = _State(world_size=worker.world_size)
         self.resumed = self.checkpoints.latest()
+        if worker.rank == 0:
+            self.checkpoints.forget_after(-1 if self.resumed is None else self.resumed.state["step"])
         if self.resumed is not None:
             self.model.load_state_dict(_section(self.resumed.tensors, "model"))
             self.state = self._resume(self.resumed.state)

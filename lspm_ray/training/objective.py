@@ -76,8 +76,10 @@ class Objective(Plugin):
 
         Raises:
             ConfigError: blocks are longer than the model's positions.
-            ModelError: names what the tokenizer lacks, or says that it does not fit the model.
+            ModelError: names what the tokenizer lacks, says that it does not fit the model, or that the model is of
+                another kind.
         """
+        self.check_kind(config)
         if tokenizer.pad_token_id is None:
             raise ModelError(
                 "the tokenizer has no padding token, so texts of different lengths cannot share a batch",
@@ -85,6 +87,22 @@ class Objective(Plugin):
                 hint="Train the tokenizer with one, or set pad_token in its tokenizer_config.json",
             )
         check_fit(Vocabulary.of(tokenizer).size, length, config)
+
+    def check_kind(self, config: PreTrainedConfig) -> None:
+        """Refuse a model that sees too much or too little for the objective: it would load, and learn nothing of use.
+
+        Raises:
+            ModelError: names the model's family and an objective for it.
+        """
+        if looks_ahead(config) == self.causal:
+            kind, other = ("an encoder", "masked_lm") if self.causal else ("a decoder", "causal_lm")
+            raise ModelError(
+                f"{self.name} cannot train {kind}, whose positions see "
+                + ("those after them" if self.causal else "only those before them"),
+                field="model_type",
+                value=config.model_type,
+                hint=f"Take the objective {other}, or another model",
+            )
 
     @abstractmethod
     def corrupt(
@@ -142,6 +160,14 @@ class Objective(Plugin):
             batch: what `corrupt` returned, as tensors on the model's device.
         """
         return cross_entropy(model(**self.inputs(model, batch)).logits, batch["labels"])
+
+
+def looks_ahead(config: PreTrainedConfig) -> bool:
+    """Whether a position of the model's input sees those after it: encoders and encoder-decoders, not decoders."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    encodes = config.is_encoder_decoder or config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return encodes and not getattr(config, "is_decoder", False)
 
 
 def check_fit(vocabulary: int, length: int, config: PreTrainedConfig) -> None:

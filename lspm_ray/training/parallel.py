@@ -27,7 +27,7 @@ class Spread:
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
         self.device = device
-        self.network = module.to(device)
+        self.network = module
 
     @abstractmethod
     def accumulating(self) -> AbstractContextManager[Any]:
@@ -58,12 +58,15 @@ class Replicated(Spread):
     """The whole model on every worker; with several, gradients are averaged (DDP)."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device, world_size: int) -> None:
-        super().__init__(module, device)
+        super().__init__(module.to(device), device)
         self._module = self.network
+        self._first = True
         if world_size > 1:
+            from torch.distributed import get_rank
             from torch.nn.parallel import DistributedDataParallel
 
             devices = [device] if device.type == "cuda" else None
+            self._first = get_rank() == 0
             self.network = DistributedDataParallel(self._module, device_ids=devices, gradient_as_bucket_view=True)
 
     def accumulating(self) -> AbstractContextManager[Any]:
@@ -74,10 +77,12 @@ class Replicated(Spread):
     def model_tensors(self) -> Tensors:
         """See `Spread`."""
         model: Any = self._module.model
-        return {name: _copy(tensor) for name, tensor in model.state_dict().items()}
+        return {name: _copy(tensor) for name, tensor in model.state_dict().items()} if self._first else {}
 
     def optimizer_tensors(self, optimizer: torch.optim.Optimizer) -> Tensors:
         """See `Spread`."""
+        if not self._first:
+            return {}
         names: dict[torch.Tensor, str] = {p: name for name, p in self._module.named_parameters()}
         return {
             f"{names[parameter]}.{what}": _copy(tensor)
@@ -108,6 +113,7 @@ class Sharded(Spread):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         super().__init__(module, device)
+        # Each layer goes to the device when it is sharded: the whole model need not fit there.
         mesh = init_device_mesh(device.type, (world_size,))
         half = precision == "bf16"
         policy = MixedPrecisionPolicy(
@@ -137,14 +143,17 @@ class Sharded(Spread):
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         """See `Spread`."""
-        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
         state: dict[str, Tensors] = {}
         for key, tensor in tensors.items():
             name, _, what = key.rpartition(".")
             state.setdefault(name, {})[what] = tensor
-        saved: Any = get_optimizer_state_dict(self.network, optimizer, options=_whole(offload=False))
-        whole = {"state": state, "param_groups": saved["param_groups"]}
+        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        groups = [
+            {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
+        ]
+        whole: Any = {"state": state, "param_groups": groups}
         set_optimizer_state_dict(self.network, optimizer, whole, options=_whole(offload=False))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, join
 from lspm_ray.cluster import totals
+from lspm_ray.errors import ConfigError
 from lspm_ray.models.card import write_card
 from lspm_ray.models.directory import Variant, load_tokenizer, write_variant
 from lspm_ray.progress import Report, channel
@@ -26,6 +27,9 @@ from lspm_ray.training.trainer import launch, scale
 
 STAGE = "pretrain"
 HISTORY_FILE = "history.json"
+
+_LARGEST = 50.0
+"""Nats: of a larger loss nobody wants the perplexity, and of a much larger one there is none."""
 
 _WHERE_AND_HOW = {
     "workers",
@@ -67,6 +71,7 @@ def pretrain(
 
     Raises:
         ResourceError: the cluster cannot hold the workers.
+        ConfigError: there are more workers than blocks in a step, or model and settings do not go together.
         DataError: there are fewer blocks than one step needs.
         ModelError: the tokenizer does not fit the model.
         TrainingError: the loss is not finite.
@@ -88,16 +93,33 @@ def pretrain(
             work_uri=store.work_uri(STAGE, key),
             log_uri=join(store.root, f"tensorboard/{STAGE}-{key}"),
         )
-        model, _ = make_model(job)  # what does not go together fails here, before any worker starts
+        # What does not go together fails here, before any worker starts.
+        model, _ = make_model(job, lambda text: report(f"! {text}"))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         del model
         scaling = scale(config.workers, totals(), report, wait_for_nodes_s, "pretrain.workers")
+        check_share(config.batch_size, scaling.num_workers)
         with channel(report) as remote:
             arguments = {"job": job.model_dump(mode="json"), "threads": scaling.threads, "report": remote}
             launch(_worker_loop, arguments, scaling, job.work_uri, field="pretrain.workers")
         _export(draft, job, blocks, tokenizer, parameters)
 
     return store.make(STAGE, what, parents, build)
+
+
+def check_share(batch_size: int, workers: int) -> None:
+    """Refuse workers that would have nothing to do.
+
+    Raises:
+        ConfigError: there are more of them than blocks in a step.
+    """
+    if batch_size < workers:
+        raise ConfigError(
+            f"{workers} workers cannot share {batch_size} block(s) per step",
+            field="pretrain.batch_size",
+            value=batch_size,
+            hint=f"Take {workers} or more, or fewer pretrain.workers.num_workers",
+        )
 
 
 def _export(draft: Draft, job: PretrainJob, blocks: Artifact, tokenizer: Artifact, parameters: int) -> None:
@@ -107,7 +129,7 @@ def _export(draft: Draft, job: PretrainJob, blocks: Artifact, tokenizer: Artifac
     for file in checkpoints.best().local().iterdir():
         if file.name != "manifest.json":
             shutil.copyfile(file, draft.path / file.name)
-    load_tokenizer(tokenizer.local()).save_pretrained(draft.path)
+    load_tokenizer(tokenizer.local(), eos_pads=True).save_pretrained(draft.path)
     write_variant(draft.path, Variant())
     # Kept out of the files: a run that was killed and resumed has the same content, hence the same digest.
     timings = [{name: entry.pop(name) for name in TIMINGS} for entry in history]
@@ -118,7 +140,7 @@ def _export(draft: Draft, job: PretrainJob, blocks: Artifact, tokenizer: Artifac
         "objective": Objective.make(job.config.objective).name,
         "parameters": parameters,
         "best": best,
-        "perplexity": math.exp(best["validation_loss"]),
+        "perplexity": math.exp(min(best["validation_loss"], _LARGEST)),
         "unigram_perplexity": math.exp(unigram),
         "timings": timings,
     }
@@ -162,7 +184,7 @@ class _Narrator:
             loss = values["validation_loss"]
             self._report(
                 f"step {values['step']:.0f}/{values['steps']:,}: validation loss {loss:.4f} "
-                f"(perplexity {math.exp(min(loss, 50.0)):,.1f}), train loss {values['train_loss']:.4f}"
+                f"(perplexity {math.exp(min(loss, _LARGEST)):,.1f}), train loss {values['train_loss']:.4f}"
             )
         else:
             left = int(values["seconds_left"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,7 @@ from lspm_ray.artifact import open_artifact
 from lspm_ray.config import Config
 from lspm_ray.errors import ModelError, TrainingError
 from lspm_ray.models.directory import load_tokenizer, quiet
-from lspm_ray.training.checkpoint import CheckpointStore
+from lspm_ray.training.checkpoint import Checkpoint, CheckpointStore
 from lspm_ray.training.flops import flops_per_token, mfu, peak_flops
 from lspm_ray.training.loop import fast_bf16
 from lspm_ray.training.objective import IGNORED, Batch, Objective, Vocabulary
@@ -101,13 +102,17 @@ def pretrain_model(job: PretrainJob, worker: PretrainWorker) -> list[dict[str, f
         One dict per validation: step, tokens, train_loss, validation_loss, learning_rate, gradient_norm, and `TIMINGS`.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite; no checkpoint was written since it was.
     """
     return _Run(job, worker).run()
 
 
-def make_model(job: PretrainJob) -> tuple[PreTrainedModel, Vocabulary]:
+def make_model(job: PretrainJob, warn: Callable[[str], None] = lambda _: None) -> tuple[PreTrainedModel, Vocabulary]:
     """The model at step 0, on the CPU, and what is to be known of its tokenizer.
+
+    Args:
+        job: what is to be trained.
+        warn: called with what a pretrained model lacks and gets fresh weights for.
 
     Raises:
         ConfigError: config and architecture do not go together.
@@ -117,7 +122,7 @@ def make_model(job: PretrainJob) -> tuple[PreTrainedModel, Vocabulary]:
 
     config = job.config
     objective = Objective.make(config.objective)
-    tokenizer = load_tokenizer(open_artifact(job.tokenizer_uri).local())
+    tokenizer = load_tokenizer(open_artifact(job.tokenizer_uri).local(), eos_pads=True)
     vocabulary = Vocabulary.of(tokenizer)
     length = int(open_artifact(job.blocks_uri).manifest.summary["length"])
     if job.base_uri is None:
@@ -131,12 +136,15 @@ def make_model(job: PretrainJob) -> tuple[PreTrainedModel, Vocabulary]:
         )
         objective.check(tokenizer, made, length)
         return build_model(objective.auto_class, made, config.seed), vocabulary
-    model = _pretrained(job.base_uri, objective)
+    model = _pretrained(job.base_uri, objective, config.seed, warn)
     objective.check(tokenizer, model.config, length)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = vocabulary.id("pad")  # fine-tuning needs to know it
     return model, vocabulary
 
 
-def _pretrained(uri: str, objective: Objective) -> PreTrainedModel:
+def _pretrained(uri: str, objective: Objective, seed: int, warn: Callable[[str], None]) -> PreTrainedModel:
+    import torch
     import transformers
     from safetensors import SafetensorError
 
@@ -145,16 +153,28 @@ def _pretrained(uri: str, objective: Objective) -> PreTrainedModel:
     directory = open_artifact(uri).local()
     check(directory, str(directory))
     try:
-        with quiet():
-            model: PreTrainedModel = getattr(transformers, objective.auto_class).from_pretrained(
-                directory, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype="float32"
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        objective.check_kind(config)
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of weights that the checkpoint lacks: every worker makes the same
+            found = getattr(transformers, objective.auto_class).from_pretrained(
+                directory,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype="float32",
+                output_loading_info=True,
             )
-            return model
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(
             f"the model does not load for {objective.name}: {first}", field="pretrain.model.name", value=uri
         ) from None
+    model: PreTrainedModel = found[0]
+    missing = sorted(found[1]["missing_keys"])
+    if missing:
+        warn(f"the model has no weights for {', '.join(missing)}: these start at random")
+    return model
 
 
 class _Run:
@@ -164,6 +184,8 @@ class _Run:
         self.job, self.worker, self.config = job, worker, job.config
         self.objective = Objective.make(self.config.objective)
         if self.config.deterministic:
+            # Without it cuBLAS may choose among kernels by free memory, and torch refuses to run.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.checkpoints = CheckpointStore(
             job.work_uri,
@@ -176,7 +198,7 @@ class _Run:
         self.epoch_steps = steps_in(sum(self.train_blocks.rows_per_shard), self.config.batch_size)
         self.steps = self.config.total_steps(self.epoch_steps, self.config.batch_size * self.length)
         self.model, self.vocabulary = make_model(job)
-        resumed = self.checkpoints.latest()
+        resumed = self._newest()
         self.state = _State(world_size=worker.world_size)
         if resumed is not None:
             self.model.load_state_dict(_section(resumed.tensors, "model"))
@@ -187,6 +209,18 @@ class _Run:
         if resumed is not None:
             self.spread.load_optimizer(self.optimizer, _section(resumed.tensors, "optimizer"))
         self.meter = _Meter(self)
+
+    def _newest(self) -> Checkpoint | None:
+        """The checkpoint that rank 0 finds, on every worker: what each finds by itself may not be the same."""
+        import torch
+
+        found = self.checkpoints.latest() if self.worker.rank == 0 else None
+        step = torch.tensor([0 if found is None else found.state["step"]], device=self.worker.device)
+        self.worker.add(step)
+        if self.worker.rank == 0:
+            self.checkpoints.forget_after(int(step))
+            return found
+        return self.checkpoints.at(int(step)) if step else None
 
     def _resume(self, saved: dict[str, Any]) -> _State:
         state = _State(**saved)
@@ -323,17 +357,29 @@ class _Run:
 
     def _log(self) -> None:
         values = self.meter.read()
-        if not math.isfinite(values["loss"]):
-            raise TrainingError(
-                f"the loss is {values['loss']} at step {self.state.step}",
-                field="pretrain.learning_rate",
-                value=self.config.learning_rate,
-                hint="Take a lower rate or a longer warm-up; the last checkpoint is from before",
-            )
         self.tracker.log(self.state.step, values)
         tokens_left = (self.steps - self.state.step) * self.config.batch_size * self.length
         left = {"seconds_left": tokens_left / max(values["tokens_per_s"], 1e-9)}
         self._report(values | left | {"step": self.state.step, "steps": self.steps})
+
+    def check_finite(self, loss: float, norm: float) -> None:
+        """Refuse to go on, or to save anything, with weights that are or will be no numbers.
+
+        Args:
+            loss: mean or sum over some steps.
+            norm: of the gradient of the last step.
+
+        Raises:
+            TrainingError: one of them is not finite.
+        """
+        for name, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {name} is {value} at step {self.state.step}",
+                    field="pretrain.learning_rate",
+                    value=self.config.learning_rate,
+                    hint="Take a lower rate, or a longer warm-up (pretrain.warmup_fraction)",
+                )
 
     def _validate(self) -> None:
         import torch
@@ -356,18 +402,21 @@ class _Run:
         self.state.history.append(entry)
         self.tracker.log(self.state.step, {"validation_loss": loss, "perplexity": math.exp(min(loss, 50.0))})
         self._report({"validated": True, "step": self.state.step, "steps": self.steps, **entry})
+        self.meter.paused(time.perf_counter() - started)
         if loss < self.state.best:
             self.state.best = loss
-            self._save_best()
-        self.meter.paused(time.perf_counter() - started)
+            self.meter.saved(self._save_best())
 
-    def _save_best(self) -> None:
+    def _save_best(self) -> float:
+        """Returns the seconds that training stood still."""
+        started = time.perf_counter()
         tensors = self.spread.model_tensors()
         if self.worker.rank == 0:
             with quiet():
                 self.checkpoints.save_best(
                     self.state.step, lambda path: self.model.save_pretrained(path, state_dict=tensors)
                 )
+        return time.perf_counter() - started
 
     def _save(self) -> float:
         """Returns the seconds that training stood still."""
@@ -460,6 +509,7 @@ class _Meter:
     def _over_workers(self, sums: torch.Tensor) -> tuple[float, float]:
         self._run.worker.add(sums)
         loss, targets = sums.tolist()
+        self._run.check_finite(loss / max(1.0, targets), float(self._norm))
         sums.zero_()
         return loss, targets
 

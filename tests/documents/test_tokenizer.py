@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def test_one_that_there_is_is_taken_over_without_weights(
     made = make(documents, store, name=str(toy_model_dir(tmp_path / "model")))
     assert load_tokenizer(made.local()).get_vocab() == toy_tokenizer().get_vocab()
     assert not [name for name in made.manifest.files if name.endswith(".safetensors")]
+
+
+def test_one_without_padding_pads_with_its_last_token(
+    documents: Artifact, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """As GPT-2's and Llama's are."""
+    trained = load_tokenizer(make(documents, store, algorithm="bpe", vocab_size=400).local())
+    trained.save_pretrained(tmp_path / "gpt2")
+    file = tmp_path / "gpt2" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in config.items() if name != "pad_token"}))
+    with pytest.raises(ModelError, match="no padding token"):
+        load_tokenizer(tmp_path / "gpt2")
+    made = load_tokenizer(make(documents, store, name=str(tmp_path / "gpt2")).local())
+    assert made.pad_token == made.eos_token is not None
 
 
 def test_one_that_does_not_exist_is_named(documents: Artifact, store: ArtifactStore) -> None:

@@ -88,11 +88,52 @@ def test_a_damaged_one_takes_no_place_of_the_kept(store, tmp_path):
     assert directories(tmp_path, "step") == ["step-000000002", "step-000000004"]
 
 
-def test_the_best_is_the_one_saved_last(tmp_path):
+def save_best(store: CheckpointStore, step: int) -> None:
+    store.save_best(step, lambda path: (path / "m").write_text(str(step)))
+
+
+def test_a_run_that_goes_on_from_earlier_forgets_the_bests_of_its_future(tmp_path):
     store = CheckpointStore(str(tmp_path / "work"))
-    for step in (9, 5):  # the run fell back to a checkpoint before step 5
-        store.save_best(step, lambda path, step=step: (path / "m").write_text(str(step)))
-    assert store.best().read_bytes("m") == b"5"
+    save_best(store, 2)
+    store.save(4, {"w": torch.zeros(1)}, {})
+    save_best(store, 5)
+    store.forget_after(4)
+    assert store.best().read_bytes("m") == b"2", "what the checkpoint of step 4 knows of is still there"
+    save_best(store, 9)
+    assert store.best().read_bytes("m") == b"9"
+
+
+def test_bests_go_when_no_checkpoint_knows_of_them(tmp_path):
+    store = CheckpointStore(str(tmp_path / "work"), keep=2)
+    for step in range(1, 13):
+        if step % 3 != 0:
+            save_best(store, step)
+        if step % 4 == 0:
+            store.save(step, {"w": torch.zeros(1)}, {})
+    assert directories(tmp_path, "step") == ["step-000000008", "step-000000012"]
+    assert directories(tmp_path, "best") == ["best-000000008", "best-000000011"]
+    save_best(store, 13)
+    save_best(store, 14)
+    assert directories(tmp_path, "best") == ["best-000000008", "best-000000011", "best-000000014"]
+
+
+def test_the_checkpoint_of_a_step(store):
+    assert store.at(2).state == {"step": 2}
+    with pytest.raises(ArtifactError, match="step-000000001"):
+        store.at(1)
+
+
+def test_one_that_cannot_be_read_falls_back(store, warnings, monkeypatch):
+    read = store._store.get
+
+    def get(name):
+        if name == "step-000000003":
+            raise OSError(5, "Input/output error")
+        return read(name)
+
+    monkeypatch.setattr(store._store, "get", get)
+    assert store.latest().state == {"step": 2}
+    assert "Input/output error" in warnings[0]
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -216,7 +257,7 @@ def test_all_damaged_is_an_error_never_a_fresh_start(store, tmp_path):
 def test_best_is_replaced(tmp_path):
     store = CheckpointStore(str(tmp_path / "work"))
     for step in (5, 9):
-        store.save_best(step, lambda path, step=step: (path / "m").write_text(str(step)))
+        save_best(store, step)
     assert store.best().read_bytes("m") == b"9"
     assert directories(tmp_path, "best") == ["best-000000009"]
 

@@ -11,10 +11,18 @@ import torch
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
 from lspm_ray.errors import ConfigError, DataError, ModelError, TrainingError
 from lspm_ray.training.checkpoint import CheckpointStore
+from lspm_ray.training.pretrain import check_share
 from lspm_ray.training.pretrain_config import PretrainConfig
-from lspm_ray.training.pretrain_loop import TIMINGS, PretrainJob, PretrainWorker, make_model, pretrain_model
+from lspm_ray.training.pretrain_loop import (
+    TIMINGS,
+    PretrainJob,
+    PretrainWorker,
+    _Run,
+    make_model,
+    pretrain_model,
+)
 from tests.toy_blocks import toy_blocks
-from tests.toys import toy_tokenizer
+from tests.toys import toy_model_artifact, toy_tokenizer
 
 Job = Callable[..., PretrainJob]
 
@@ -144,6 +152,38 @@ def test_the_best_model_is_kept(job: Job) -> None:
     assert json.loads((directory.local() / "config.json").read_text())["model_type"] == "bert"
 
 
+def test_no_checkpoint_holds_what_is_no_number(job: Job) -> None:
+    made = job(learning_rate=1e30, steps=40, warmup_fraction=0, log_every_steps=1000, checkpoint_every_steps=1)
+    with pytest.raises(TrainingError, match=r"is (nan|inf) at step"):
+        pretrain_model(made, alone())
+    last = CheckpointStore(made.work_uri).latest()
+    assert last is None or all(tensor.isfinite().all() for tensor in last.tensors.values())
+
+
+def test_all_workers_go_on_from_the_checkpoint_that_the_first_one_found(job: Job) -> None:
+    made = job(steps=8)
+    pretrain_model(made, alone())
+    sums = 0
+
+    def add(tensor: torch.Tensor) -> None:
+        nonlocal sums
+        sums += 1
+        if sums == 1:  # the first worker found the one of step 8 damaged
+            tensor += 4
+
+    second = PretrainWorker(1, 1, torch.device("cpu"), add, lambda values: None)
+    run = _Run(made, second)
+    assert run.state.step == 4
+
+
+def test_more_workers_than_blocks_are_refused() -> None:
+    check_share(3, 3)
+    with pytest.raises(
+        ConfigError, match=r"4 workers cannot share 3.*pretrain\.batch_size|pretrain\.batch_size.*4 workers"
+    ):
+        check_share(3, 4)
+
+
 def test_an_infinite_loss_ends_the_run(job: Job) -> None:
     with pytest.raises(TrainingError, match=r"pretrain\.learning_rate.*1e\+30"):
         pretrain_model(job(learning_rate=1e30, steps=40, warmup_fraction=0), alone())
@@ -228,6 +268,27 @@ def test_it_goes_on_from_a_pretrained_model(job: Job, store: ArtifactStore, toke
     base = store.make("base", {"of": before.work_uri}, {}, build)
     after = job("after", objective="causal_lm", steps=2, learning_rate=1e-6).model_copy(update={"base_uri": base.uri})
     assert pretrain_model(after, alone())[0]["validation_loss"] == pytest.approx(reached, abs=0.02)
-    other = job("other", objective="span_corruption").model_copy(update={"base_uri": base.uri})
+    for objective in ("masked_lm", "span_corruption"):
+        other = job("other", objective=objective).model_copy(update={"base_uri": base.uri})
+        with pytest.raises(ModelError, match=f"{objective} cannot train a decoder.*causal_lm"):
+            make_model(other)
+
+
+def test_an_encoder_learns_no_causal_objective(job: Job, store: ArtifactStore) -> None:
+    encoder = toy_model_artifact(store, "encoder")
+    refused = job(objective="causal_lm").model_copy(update={"base_uri": encoder.uri})
+    with pytest.raises(ModelError, match=r"causal_lm cannot train an encoder.*masked_lm"):
+        make_model(refused)
     with pytest.raises(ModelError, match="does not load for span_corruption"):
-        make_model(other)
+        make_model(job(objective="span_corruption").model_copy(update={"base_uri": encoder.uri}))
+
+
+def test_weights_that_a_pretrained_model_lacks_are_the_same_on_every_worker(job: Job, store: ArtifactStore) -> None:
+    classifier = toy_model_artifact(store, "classifier")  # has no head for masked tokens
+    made = job(objective="masked_lm").model_copy(update={"base_uri": classifier.uri})
+    said: list[str] = []
+    first, _ = make_model(made, said.append)
+    torch.rand(1)
+    second, _ = make_model(made)
+    assert all(torch.equal(left, second.state_dict()[name]) for name, left in first.state_dict().items())
+    assert len(said) == 1 and "cls.predictions" in said[0] and "start at random" in said[0]
