@@ -189,7 +189,7 @@ class _Run:
             torch.use_deterministic_algorithms(True)
         self.checkpoints = CheckpointStore(
             job.work_uri,
-            warn=lambda text: worker.report({"warning": text}) if worker.rank == 0 else None,
+            warn=self._warn,
             keep=self.config.keep_checkpoints,
         )
         blocks = open_artifact(job.blocks_uri)
@@ -259,7 +259,8 @@ class _Run:
         state, config = self.state, self.config
         every = config.validate_every_steps or max(1, self.steps // 20)
         batches = self._batches()
-        with Tracker.open(self.job.log_uri, config.mlflow, state.step, self.worker.rank) as self.tracker:
+        tracker = Tracker.open(self.job.log_uri, config.mlflow, state.step, self.worker.rank, self._warn)
+        with tracker as self.tracker:
             try:
                 while state.step < self.steps:
                     self.meter.begin()
@@ -434,6 +435,9 @@ class _Run:
         import torch
 
         return torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.half)
+
+    def _warn(self, text: str) -> None:
+        self._report({"warning": text})
 
     def _report(self, values: dict[str, Any]) -> None:
         if self.worker.rank == 0:

@@ -1,4 +1,6 @@
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,36 @@ def test_a_uri_gets_a_copy_when_it_is_over(tmp_path: Path) -> None:
         assert not (tmp_path / "log").exists()
     (file,) = (tmp_path / "log").iterdir()
     assert b"loss" in file.read_bytes()
+
+
+def test_a_uri_gets_a_copy_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lspm_ray.training.tracking._UPLOAD_EVERY_S", 0.0)
+    with Tracker.open(f"file://{tmp_path}/log", None, 0, rank=0) as tracker:
+
+        def arrived() -> bool:
+            tracker.log(1, {"loss": 2.0})  # TensorBoard's writer is a little behind
+            return any(b"loss" in file.read_bytes() for file in (tmp_path / "log").glob("*"))
+
+        wait_until(arrived)
+
+
+@pytest.mark.parametrize("log", ["log", "file:///proc/no/such/place"])
+def test_what_takes_no_numbers_stops_nobody(tmp_path: Path, log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = log if "://" in log else str(tmp_path / log)
+    said: list[str] = []
+    with Tracker.open(uri, "http://127.0.0.1:1" if uri != log else None, 0, rank=0, warn=said.append) as tracker:
+        for step in range(3):
+            tracker.log(step, {"loss": 2.0})
+    assert len(said) == 1 and "takes no numbers any more, training goes on" in said[0]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("did not happen within ten seconds")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
