@@ -382,7 +382,9 @@ def _describe(
         "bytes_per_token": round(splits["train"]["bytes"] / max(1, int(train[ordinary].sum())), 4),
         "unknown_share": round(unknown / max(1, int(train.sum())), 8),
         "vocabulary_used": round(float((train[ordinary] > 0).mean()), 6),
-        "padding_share": round(_padding(config, splits["train"]), 6),
+        "padding_share": round(
+            _padding(config.length, splits["train"], starts=Marks(loaded, config.start).start is not None), 6
+        ),
         "unigram_loss": round(unigram_loss(train * ordinary, held_out * ordinary), 6),
     }
     index = {"length": config.length, "group_rows": GROUP_ROWS, "names": names, "rows": rows}
@@ -394,9 +396,9 @@ def _describe(
     draft.summary |= stats
 
 
-def _padding(config: BlocksConfig, split: dict[str, int]) -> float:
-    places = split["blocks"] * config.length
-    return max(0.0, 1 - (split["tokens"] + split["blocks"]) / places)
+def _padding(length: int, split: dict[str, int], *, starts: bool) -> float:
+    """Share of the places of a split's blocks that hold nothing; `starts`: each block has a token at its start."""
+    return 1 - (split["tokens"] + starts * split["blocks"]) / (split["blocks"] * length)
 
 
 def unigram_loss(train: NDArray[np.int64], held_out: NDArray[np.int64]) -> float:

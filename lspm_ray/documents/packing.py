@@ -29,6 +29,8 @@ class Packed:
 def concatenate(documents: Sequence[NDArray[np.int32]], length: int, start: int | None, pad: int) -> Packed:
     """One document after the other; the blocks are cut wherever they are full. Only the last one is padded.
 
+    A document's end may thus be the first tokens of a block, or its only token: pieces, not documents, fill blocks.
+
     Args:
         documents: token ids of each, with what marks the end.
         length: tokens of a block.

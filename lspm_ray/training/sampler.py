@@ -294,10 +294,10 @@ def steps_in(samples: int, batch: int) -> int:
     return samples // batch
 
 
-def stream(
-    blocks: Blocks, seed: int, share: Share, *, epoch: int = 0, first: int = 0, epochs: int = 1, prefetch: int = 4
+def steps_from(
+    blocks: Blocks, seed: int, share: Share, *, epoch: int = 0, first: int = 0, epochs: int = 1
 ) -> Iterator[Step]:
-    """A worker's part of every global batch from some place on, read ahead in a background thread.
+    """A worker's part of every global batch from some place on.
 
     Args:
         blocks: the training split.
@@ -306,21 +306,10 @@ def stream(
         epoch: where to start.
         first: sample of that epoch to start with: the steps done in it times the batch size.
         epochs: number of epochs of the whole run: the stream ends before the one of this number.
-        prefetch: steps read ahead.
-
-    Returns:
-        A generator. The thread lives from the first item until the generator ends, is closed or is dropped.
 
     Raises:
-        DataError: the split has fewer samples than one global batch.
         ArtifactError: while iterating: a shard is missing or damaged; names it.
     """
-    steps_in(sum(blocks.rows_per_shard), share.batch)
-    return ahead(steps_from(blocks, seed, share, epoch=epoch, first=first, epochs=epochs), prefetch)
-
-
-def steps_from(blocks: Blocks, seed: int, share: Share, *, epoch: int, first: int, epochs: int) -> Iterator[Step]:
-    """What `stream` gives, without a thread."""
     for number in range(epoch, epochs):
         order = blocks.order(seed, number)
         begin = first if number == epoch else 0

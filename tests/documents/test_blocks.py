@@ -119,6 +119,15 @@ def test_without_a_start_the_blocks_begin_with_text(make: MakeBlocks) -> None:
     assert all(toy_tokenizer().cls_token_id not in row for row in ids)
 
 
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_the_share_of_padding_is_what_is_left_over(make: MakeBlocks, packing: str, start: bool) -> None:
+    made = make(packing=packing, start=start)
+    _, segments = rows(made, "train")
+    empty = sum(32 - sum(parts) for parts in segments)
+    assert made.manifest.summary["padding_share"] == pytest.approx(empty / (32 * len(segments)), abs=1e-6)
+
+
 def test_statistics_describe_the_blocks(make: MakeBlocks, documents: Artifact) -> None:
     found = make().manifest.summary
     wanted = encoded(documents)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.errors import ArtifactError, DataError
 from lspm_ray.training import sampler
-from lspm_ray.training.sampler import Blocks, Order, Share, sample_keys, stream
+from lspm_ray.training.sampler import Blocks, Order, Share, ahead, sample_keys, steps_from, steps_in
 from tests.toy_blocks import toy_blocks
 
 ROWS = [150, 64, 0, 70, 31]
@@ -161,9 +161,9 @@ def test_few_files_are_open_at_once(artifact, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 40])
 def test_workers_together_read_the_global_batches(artifact, workers):
-    whole = list(stream(Blocks(artifact, "train"), 3, Share(32), epochs=2))
+    whole = list(steps_from(Blocks(artifact, "train"), 3, Share(32), epochs=2))
     assert [(step.epoch, step.first) for step in whole] == [(e, f) for e in (0, 1) for f in range(0, 9 * 32, 32)]
-    parts = [list(stream(Blocks(artifact, "train"), 3, Share(32, r, workers), epochs=2)) for r in range(workers)]
+    parts = [list(steps_from(Blocks(artifact, "train"), 3, Share(32, r, workers), epochs=2)) for r in range(workers)]
     for step, *mine in zip(whole, *parts, strict=True):
         assert np.concatenate([m.rows.input_ids for m in mine]).tolist() == step.rows.input_ids.tolist()
         assert np.concatenate([m.numbers for m in mine]).tolist() == list(range(step.first, step.first + 32))
@@ -171,9 +171,9 @@ def test_workers_together_read_the_global_batches(artifact, workers):
 
 def test_starting_anywhere_is_skipping(artifact):
     blocks = Blocks(artifact, "train")
-    whole = list(stream(blocks, 3, Share(32, 1, 2), epochs=2))
+    whole = list(steps_from(blocks, 3, Share(32, 1, 2), epochs=2))
     for skip in (1, 8, 9, 10, 17, 18):
-        rest = list(stream(blocks, 3, Share(32, 1, 2), epoch=skip // 9, first=skip % 9 * 32, epochs=2))
+        rest = list(steps_from(blocks, 3, Share(32, 1, 2), epoch=skip // 9, first=skip % 9 * 32, epochs=2))
         assert [s.rows.input_ids.tolist() for s in rest] == [s.rows.input_ids.tolist() for s in whole[skip:]]
         assert [(s.epoch, s.first) for s in rest] == [(s.epoch, s.first) for s in whole[skip:]]
 
@@ -183,7 +183,7 @@ def test_starting_late_reads_nothing_of_before(artifact):
     read = []
     table = blocks._table
     blocks._table = lambda *place: read.append(place) or table(*place)
-    list(stream(blocks, 3, Share(32), first=8 * 32))
+    list(steps_from(blocks, 3, Share(32), first=8 * 32))
     assert read == [(p.shard, p.group) for p in blocks.order(3, 0).locate(8 * 32, 9 * 32)]
 
 
@@ -192,7 +192,7 @@ def test_reading_ahead_is_bounded(artifact):
     taken = []
     take = blocks.take
     blocks.take = lambda *place: taken.append(place) or take(*place)
-    steps = stream(blocks, 3, Share(8), prefetch=3)
+    steps = ahead(steps_from(blocks, 3, Share(8)), 3)
     assert not taken
     next(steps)
     time.sleep(0.3)
@@ -204,7 +204,7 @@ def test_reading_ahead_is_bounded(artifact):
 
 
 def test_a_dropped_stream_takes_its_thread_along(artifact):
-    steps = stream(Blocks(artifact, "train"), 3, Share(8))
+    steps = ahead(steps_from(Blocks(artifact, "train"), 3, Share(8)), 4)
     next(steps)
     assert any(thread.name == "read-ahead" for thread in threading.enumerate())
     del steps  # the fixture looks for the thread
@@ -212,8 +212,8 @@ def test_a_dropped_stream_takes_its_thread_along(artifact):
 
 def test_fewer_samples_than_a_batch(artifact):
     with pytest.raises(DataError, match="5 samples are fewer than one global batch of 6"):
-        stream(Blocks(artifact, "validation"), 0, Share(6))
-    assert len(list(stream(Blocks(artifact, "validation"), 0, Share(5)))) == 1
+        steps_in(5, 6)
+    assert len(list(steps_from(Blocks(artifact, "validation"), 0, Share(5)))) == steps_in(5, 5) == 1
 
 
 def test_no_such_split(artifact):
@@ -232,7 +232,7 @@ def test_a_damaged_page_is_an_error_that_names_the_shard(fragile, tmp_path):
     data = bytearray(file.read_bytes())
     data[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 2] ^= 1
     file.write_bytes(data)
-    steps = stream(Blocks(fragile, "train"), 0, Share(4), epochs=1)
+    steps = ahead(steps_from(Blocks(fragile, "train"), 0, Share(4)), 4)
     with pytest.raises(ArtifactError, match=r"part-00001\.parquet: cannot read row group 1: .*CRC"):
         list(steps)
 
