@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 
@@ -35,6 +36,7 @@ from lspm_ray.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
+_QUERY = re.compile(r"\?[A-Za-z_]\w*=.*$")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}")
 
 
@@ -215,10 +217,10 @@ class ArtifactStore:
         Raises:
             ArtifactError: it does not exist or is incomplete.
         """
-        name = uri.rstrip("/").rpartition("/")[2]
+        name = name_of(uri)
         artifact = self._open(name)
         if artifact is None:
-            names = [a.uri.rpartition("/")[2] for a in self.artifacts()]
+            names = [name_of(a.uri) for a in self.artifacts()]
             raise ArtifactError("no such artifact", field="artifact", value=uri, valid=names)
         return artifact
 
@@ -368,8 +370,7 @@ def open_artifact(uri: str) -> Artifact:
     Raises:
         ArtifactError: it does not exist or is incomplete.
     """
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    return ArtifactStore(parent or ".").get(name)
+    return ArtifactStore(_parent(uri)).get(uri)
 
 
 def _lock(file: IO[str], kind: int) -> bool:
@@ -386,11 +387,36 @@ def open_beside(uri: str, neighbour: Artifact) -> Artifact:
     Raises:
         ArtifactError: it is in neither place.
     """
-    store = ArtifactStore(neighbour.uri.rpartition("/")[0])
+    store = ArtifactStore(_parent(neighbour.uri))
     try:
         return store.get(uri)
     except ArtifactError:
         return open_artifact(uri)
+
+
+def name_of(uri: str) -> str:
+    """Last part of a path or URI."""
+    return split_uri(uri)[0].rstrip("/").rpartition("/")[2]
+
+
+def _parent(uri: str) -> str:
+    location, query = split_uri(uri)
+    return (location.rstrip("/").rpartition("/")[0] or ".") + query
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Location and query of a URI, `?` included: `s3://bucket/x?region=eu-west-1`. A local path has no query.
+
+    A question mark is the beginning of one where `name=` follows; else it belongs to a pattern.
+    """
+    found = _QUERY.search(uri) if "://" in uri else None
+    return (uri, "") if found is None else (uri[: found.start()], found[0])
+
+
+def _quoted(uri: str) -> str:
+    location, query = split_uri(uri)
+    # What is percent-encoded already stays as it is; a name may hold what a URI may not.
+    return quote(location, safe="/:%@!$&'()*+,;=-._~") + query
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -402,7 +428,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
-        fs, path = pafs.FileSystem.from_uri(uri)
+        fs, path = pafs.FileSystem.from_uri(_quoted(uri))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot open this location: {error}",
@@ -417,7 +443,10 @@ def join(base: str, relative: str) -> str:
     """`base/relative` for paths and URIs; refuses to leave `base`."""
     if ".." in PurePosixPath(relative).parts or relative.startswith("/") or "\0" in relative:
         raise ArtifactError("a path inside an artifact may not leave it", field="path", value=relative)
-    return f"{base.rstrip('/')}/{relative}"
+    if "://" not in base:
+        return f"{base.rstrip('/')}/{relative}"
+    location, query = split_uri(base)
+    return f"{location.rstrip('/')}/{quote(relative)}{query}"
 
 
 def write_atomic(path: Path, data: bytes) -> None:

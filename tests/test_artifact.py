@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lspm_ray.artifact import MANIFEST, ArtifactStore, join, open_artifact, write_atomic
+from lspm_ray.artifact import (
+    MANIFEST,
+    ArtifactStore,
+    filesystem,
+    join,
+    name_of,
+    open_artifact,
+    split_uri,
+    write_atomic,
+)
 from lspm_ray.errors import ArtifactError, ConfigError
 
 
@@ -144,6 +153,20 @@ def test_bad_stage_names_are_refused(store, name):
 def test_unknown_scheme_lists_valid_ones():
     with pytest.raises(ConfigError, match="s3://"):
         ArtifactStore("nonsense://x/y")
+
+
+@pytest.mark.parametrize("query", ["", "?region=eu-west-1&endpoint_override=http%3A%2F%2F127.0.0.1%3A9"])
+def test_the_settings_of_a_uri_stay_at_its_end(query):
+    root = f"s3://bucket/my runs{query}"
+    uri = join(root, "prepare-12/d 50%/x.parquet")
+    assert uri == f"s3://bucket/my runs/prepare-12/d%2050%25/x.parquet{query}"
+    assert filesystem(f"{uri}{'' if query else '?region=eu-west-1'}")[1] == "bucket/my runs/prepare-12/d 50%/x.parquet"
+    assert name_of(join(root, "prepare-12")) == name_of(f"s3://bucket/prepare-12/{query}") == "prepare-12"
+
+
+def test_a_question_mark_in_a_pattern_is_no_setting():
+    assert split_uri("s3://bucket/part-?.csv") == ("s3://bucket/part-?.csv", "")
+    assert split_uri("part-?a=b.csv") == ("part-?a=b.csv", "")
 
 
 def test_uri_root_works_like_a_path(tmp_path):

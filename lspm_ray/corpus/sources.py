@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
-from lspm_ray.artifact import filesystem
+from lspm_ray.artifact import filesystem, join, split_uri
 from lspm_ray.corpus.config import SourceConfig
 from lspm_ray.corpus.format import Format, formats
 from lspm_ray.errors import DataError
@@ -202,10 +202,11 @@ def _resolve_all(sources: str | list[str], config: SourceConfig, field: str, *, 
 
 
 def _resolve_one(source: str, config: SourceConfig, field: str, held_out: bool) -> list[SourceFile]:
-    wildcard = None if _exists(source) else _WILDCARD.search(source)
+    location, query = split_uri(source)
+    wildcard = None if _exists(source) else _WILDCARD.search(location)
     # Everything before the directory that holds the first wildcard is a plain path.
-    base = source[: source.rfind("/", 0, wildcard.start()) + 1] or "." if wildcard else source
-    fs, path = filesystem(base)
+    base = location[: location.rfind("/", 0, wildcard.start()) + 1] or "." if wildcard else location
+    fs, path = filesystem(base + query)
     try:
         info = fs.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
@@ -217,13 +218,11 @@ def _resolve_one(source: str, config: SourceConfig, field: str, held_out: bool) 
         raise DataError(f"cannot be listed: {error}", field=field, value=source) from None
     prefix = path.rstrip("/") + "/"
     inside = {info.path.removeprefix(prefix): info for info in infos if info.type == pafs.FileType.File}
-    names = _matching(inside, source[len(base) if base != "." else 0 :]) if wildcard else _data_files(inside, config)
+    names = _matching(inside, location[len(base) if base != "." else 0 :]) if wildcard else _data_files(inside, config)
     if not names:
         raise _nothing(source, sorted(inside)[:10], config, field)
-    scheme = base if "://" in base else path
-    return [
-        _file(inside[name], f"{scheme.rstrip('/')}/{name}", name, config, field, held_out) for name in sorted(names)
-    ]
+    root = base + query if "://" in base else path
+    return [_file(inside[name], join(root, name), name, config, field, held_out) for name in sorted(names)]
 
 
 def _exists(source: str) -> bool:

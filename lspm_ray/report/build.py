@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft, name_of
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.build import STATS_FILE
@@ -218,5 +218,5 @@ def _lineage(sources: Mapping[str, Artifact], variants: Sequence[VariantProfile]
     known = {source.digest for source in found}
     models = [v for v in variants if v.servable and v.digest not in known]
     # Only the profile knows these artifacts: when they were made stands in their own manifests.
-    made = [Source(role=f"model {v.name}", artifact=v.uri.rpartition("/")[2], digest=v.digest) for v in models]
+    made = [Source(role=f"model {v.name}", artifact=name_of(v.uri), digest=v.digest) for v in models]
     return [*found[:2], *made, *found[2:]]

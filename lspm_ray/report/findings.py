@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lspm_ray.artifact import Artifact
+from lspm_ray.artifact import Artifact, name_of
 from lspm_ray.config import Config
 from lspm_ray.corpus.config import SPLITS
 from lspm_ray.evaluation.metrics import Bin, Comparison, Estimate
@@ -147,7 +147,7 @@ class Source(Config):
         manifest = artifact.manifest
         return cls(
             role=role,
-            artifact=artifact.uri.rstrip("/").rpartition("/")[2],
+            artifact=name_of(artifact.uri),
             digest=artifact.digest,
             created_utc=manifest.created_utc,
             code_version=manifest.code_version,

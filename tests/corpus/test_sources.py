@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lspm_ray.artifact import filesystem
 from lspm_ray.corpus.config import DataConfig
 from lspm_ray.corpus.sources import Layout, SourceFile, Unit, fingerprint_sources, resolve
 from lspm_ray.errors import ConfigError, DataError
@@ -107,6 +108,23 @@ def test_bad_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: st
 def test_unknown_scheme() -> None:
     with pytest.raises(ConfigError, match="cannot open this location"):
         resolve(make("nosuch://bucket/a.csv"))
+
+
+ODD = ["a b.csv", "c#1.csv", "d 50%.csv", "e?x=1.csv", "f[1].csv", "grün.csv"]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_names_may_hold_any_character(tmp_path: Path, scheme: str) -> None:
+    for name in ODD:
+        touch(tmp_path / "d" / name, name.encode())
+    files = resolve(make(f"{scheme}{tmp_path}/d"))
+    assert [file.name for file in files] == sorted(ODD)
+    for file in files:
+        fs, path = filesystem(file.uri)
+        assert fs.open_input_stream(path).read() == file.name.encode()
+    assert names(make(f"{scheme}{tmp_path}/d/[a-c]*.csv")) == ["a b.csv", "c#1.csv"]
+    assert names(make(f"{scheme}{tmp_path}/d/a b.csv")) == ["a b.csv"]
+    fingerprint_sources(make(f"{scheme}{tmp_path}/d"))
 
 
 def test_a_uri_is_resolved_like_a_path(tmp_path: Path) -> None:
