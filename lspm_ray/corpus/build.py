@@ -87,7 +87,7 @@ class Build:
         """
         files = resolve(self.config)
         units, partitions = self.layout.units(files), self.layout.partitions(files)
-        scans = self._scan(units, partitions)
+        scans = self._scan(units, partitions, self.layout.grown(files))
         chunks = [chunk for scan in scans for chunk in scan["chunks"]]
         found = add_counts(scan["labels"] for scan in scans)
         check_count(found)
@@ -128,8 +128,8 @@ class Build:
                 self.progress(f"{what}: {len(results)} of {len(items)} parts")
         return [results[index] for index in range(len(items))]
 
-    def _scan(self, units: list[Unit], partitions: int) -> list[dict[str, Any]]:
-        step = Scan(self.config, self.staging, self.layout, partitions)
+    def _scan(self, units: list[Unit], partitions: int, layout: Layout) -> list[dict[str, Any]]:
+        step = Scan(self.config, self.staging, layout, partitions)
         return self._run("read and clean", step, [unit.to_dict() for unit in units])
 
     def _match(self, chunks: list[str], partitions: int) -> None:

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from lspm_ray.artifact import filesystem
 from lspm_ray.corpus import lines as limits
 from lspm_ray.corpus.lines import MAX_LINE_BYTES, BrokenStreamError, Line, Readable, decompressed, lines, lines_between
-from lspm_ray.corpus.rows import Rejected, Row, shown
+from lspm_ray.corpus.rows import TOO_LONG, Rejected, Row, shown
 from lspm_ray.corpus.sources import SourceFile, Unit, open_error
 
 WHOLE = "whole file"
 """Place of a document that is all of a file."""
-TOO_LONG = f"document is longer than {MAX_LINE_BYTES >> 20} MiB"
 INVALID = "invalid UTF-8"
 """Reasons."""
 

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 from lspm_ray.corpus.config import SourceConfig
 from lspm_ray.corpus.labels import canonical
+from lspm_ray.corpus.lines import MAX_LINE_BYTES
 from lspm_ray.corpus.sources import SourceFile, Unit
 from lspm_ray.errors import DataError
 
 STRIPE_ROWS = 1024
 """Rows that can only be found by going through the whole file are dealt out to its units in runs of this many."""
 
+TOO_LONG = f"document is longer than {MAX_LINE_BYTES >> 20} MiB"
 _RAW_CHARACTERS = 200
 # Bytes that are no UTF-8 come out of a surrogateescape decoder as these.
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -72,6 +74,8 @@ class Rows:
             what = "text or label" if self._has_label else "text"
             return Rejected(position, place, f"{what} is not a single value", raw=shown(values))
         text = "\n".join(part for part in parts if part is not None and part.strip())
+        if len(text) > MAX_LINE_BYTES:
+            return Rejected(position, place, TOO_LONG, raw=shown(text))
         return Row(place, text or None, label, split)
 
 

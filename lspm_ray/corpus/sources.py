@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -92,7 +93,7 @@ class Layout:
         most_parts: parts of one file whose parts must each go through the whole file (CSV, Arrow, compressed).
         chunk_rows: a unit stages its rows in chunks of this many.
         chunk_characters: or of this many characters, whichever is reached first.
-        partition_bytes: of text per partition of the shuffles.
+        partition_bytes: of text per partition of the shuffles, or more if the units are larger.
     """
 
     unit_bytes: int = 1 << 19
@@ -104,7 +105,17 @@ class Layout:
 
     def partitions(self, files: Sequence[SourceFile]) -> int:
         """Partitions for the shuffles of these files."""
-        return max(2, math.ceil(self.text_bytes(files) / self.partition_bytes))
+        partition_bytes = max(self.partition_bytes, self.bytes_per_unit(files))
+        return max(2, math.ceil(self.text_bytes(files) / partition_bytes))
+
+    def grown(self, files: Sequence[SourceFile]) -> Layout:
+        """With chunks as large as the units of these files, so that there are not many more of them.
+
+        Every partition of a shuffle reads a part of every chunk: were chunks of a fixed size, the reads would grow
+        faster than the corpus.
+        """
+        factor = max(1, self.bytes_per_unit(files) // self.chunk_characters)
+        return replace(self, chunk_rows=self.chunk_rows * factor, chunk_characters=self.chunk_characters * factor)
 
     def text_bytes(self, files: Sequence[SourceFile]) -> int:
         """About how much text the files hold."""
@@ -147,21 +158,22 @@ def resolve(config: SourceConfig) -> list[SourceFile]:
 
 
 def fingerprint_sources(config: SourceConfig) -> dict[str, Any]:
-    """What identifies the content of the input files, as JSON types.
+    """What identifies the content of the input files: how many `files` and `bytes` there are, and a `digest`.
 
     Local files are hashed, up to 1 GiB in all; beyond that, and for remote files, size and modification time stand
     for the content. Paths count only below the source, so moved data keep their fingerprint.
     """
-    left, entries = _HASHED_BYTES, []
-    for file in resolve(config):
+    left, files = _HASHED_BYTES, resolve(config)
+    digest = hashlib.sha256()
+    for file in files:
         entry: dict[str, Any] = {"name": file.name, "bytes": file.bytes, "held_out": file.held_out}
         if "://" not in file.uri and file.bytes <= left:
             left -= file.bytes
             entry["sha256"] = _sha256(file)
         else:
             entry["mtime_ns"] = file.mtime_ns
-        entries.append(entry)
-    return {"files": entries}
+        digest.update(json.dumps(entry, sort_keys=True).encode() + b"\n")
+    return {"files": len(files), "bytes": sum(file.bytes for file in files), "digest": digest.hexdigest()}
 
 
 def _is_compressed(file: SourceFile) -> bool:

@@ -123,7 +123,8 @@ class Build:
         scan_items = group_units(units, unit_bytes)
         # As many partitions as pieces of work: both grow with the square root of the corpus.
         partitions = max(2, -(-self.layout.text_bytes(files) // unit_bytes))
-        step = ScanDocuments(self.config, self.staging, self.layout, partitions, self._contamination())
+        layout = self.layout.grown(files)
+        step = ScanDocuments(self.config, self.staging, layout, partitions, self._contamination())
         scans = self._run("read and clean", step, scan_items, _scan_line)
         chunks = [chunk for scan in scans for chunk in scan["chunks"]]
         dropped, quarantined = (add_counts(scan[kind] for scan in scans) for kind in ("dropped", "quarantined"))

@@ -156,6 +156,27 @@ def test_fingerprint_is_that_of_the_content_not_of_the_place_or_time(tmp_path: P
     assert fingerprint_sources(make(str(second))) != same[0]
 
 
+def test_fingerprint_does_not_grow_with_the_files(tmp_path: Path) -> None:
+    for number in range(100):
+        touch(tmp_path / f"d/{number}.csv", b"abc")
+    found = fingerprint_sources(make(f"{tmp_path}/d"))
+    assert (found["files"], found["bytes"]) == (100, 300) and len(str(found)) < 200
+    (tmp_path / "d/7.csv").rename(tmp_path / "d/x.csv")
+    assert fingerprint_sources(make(f"{tmp_path}/d"))["digest"] != found["digest"]
+
+
+@pytest.mark.parametrize("kind", ["text", "csv"])
+def test_reads_of_a_shuffle_grow_as_the_corpus(kind: str) -> None:
+    """Every partition reads a piece of every chunk; pieces must not become tiny."""
+    layout = Layout()
+    for gigabytes in (1, 100, 10_000):
+        files = [source_file(1 << 27, kind)] * (8 * gigabytes)
+        size = layout.text_bytes(files)
+        chunks = size / min(layout.bytes_per_unit(files), layout.grown(files).chunk_characters)
+        assert size / (chunks * layout.partitions(files)) >= 30_000
+        assert layout.bytes_per_unit(files) <= 1 << 30
+
+
 def test_fingerprint_of_what_is_not_hashed_changes_with_the_time(tmp_path: Path) -> None:
     file = touch(tmp_path / "a.csv")
     first = fingerprint_sources(make(f"file://{file}"))
@@ -193,7 +214,7 @@ def test_units_grow_with_the_whole() -> None:
 
 
 def test_partitions_grow_with_the_text() -> None:
-    layout = Layout(partition_bytes=1000)
+    layout = Layout(unit_growth=1, unit_bytes=1, partition_bytes=1000)
     assert layout.partitions([source_file(10)]) == 2
     assert layout.partitions([source_file(5000)]) == 5
     assert layout.partitions([source_file(5000, "parquet")]) == 20

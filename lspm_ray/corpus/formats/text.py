@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from lspm_ray.corpus.config import SourceConfig
-from lspm_ray.corpus.content import INVALID, TOO_LONG, open_content, utf8, whole_document
+from lspm_ray.corpus.content import INVALID, open_content, utf8, whole_document
 from lspm_ray.corpus.format import Format
 from lspm_ray.corpus.lines import BrokenStreamError
 from lspm_ray.corpus.pieces import LINE, PARAGRAPH, Piece, pieces, pieces_between
-from lspm_ray.corpus.rows import Rejected, Row, owns, shown
+from lspm_ray.corpus.rows import TOO_LONG, Rejected, Row, owns, shown
 from lspm_ray.corpus.sources import Unit
 
 

@@ -81,11 +81,11 @@ def gather(documents: Artifact, blocks: Artifact | None, pretrain: Artifact | No
 
 def _documents(artifact: Artifact) -> Documents:
     stats, clusters, config = artifact.read_json(STATS_FILE), artifact.read_json(DUPLICATES_FILE), _config(artifact)
-    files = config.get("sources", {}).get("files", [])
+    sources = config.get("sources", {})
     words = stats["words"]
     return Documents(
-        files=len(files),
-        file_bytes=sum(file["bytes"] for file in files),
+        files=sources.get("files", 0),
+        file_bytes=sources.get("bytes", 0),
         documents_read=stats["documents_read"],
         characters_read=stats["characters_read"],
         dropped=stats["dropped"],

@@ -12,6 +12,8 @@ import pytest
 
 from lspm_ray.corpus.check import check_files
 from lspm_ray.corpus.formats.arrow import Arrow
+from lspm_ray.corpus.lines import MAX_LINE_BYTES
+from lspm_ray.corpus.rows import Row
 from lspm_ray.errors import DataError
 from tests.corpus.formats.toy_files import make, read, reasons, texts
 
@@ -235,3 +237,16 @@ def test_a_schema_that_can_be_understood_in_two_ways_is_not_used(tmp_path: Path,
     (tmp_path / "a.parquet").write_bytes(re.sub(rb"ARROW:schem\d", b"ARROW:schema", stored))
     assert texts(read(make(tmp_path / "a.parquet"))) == ["a", "b"]
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_a_cell_is_no_longer_than_a_line_may_be(tmp_path: Path, suffix: str) -> None:
+    content = pa.table({"text": ["fine", "x" * (MAX_LINE_BYTES + 1), "fine too"]})
+    if suffix == "arrow":
+        write(tmp_path / "a.arrow", content)
+    else:
+        pq.write_table(content, tmp_path / "a.parquet")
+    items = read(make(tmp_path))
+    assert texts(items) == ["fine", "fine too"]
+    (rejected,) = (item for item in items if not isinstance(item, Row))
+    assert rejected.reason == "document is longer than 16 MiB" and len(rejected.raw) < 1000
