@@ -23,7 +23,9 @@ Execute = Callable[[Step, Sequence[Item]], Iterator[tuple[int, dict[str, Any]]]]
 """Runs a step on every item, in any order, and yields (index of the item, result). Items and results are JSON types;
 a step may run twice on an item, with the same effect as once."""
 
-_NO_PROGRESS_S = 900.0
+_START_WITHIN_S = 900.0
+"""Only the start is limited: a task may rightly take hours, such as one that joins all clusters of near duplicates."""
+
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EPERM}
 
 
@@ -42,27 +44,42 @@ def run_on_ray(step: Step, items: Sequence[Item]) -> Iterator[tuple[int, dict[st
     """
     import ray.data
     from ray.data.context import DataContext
-    from ray.data.exceptions import ExecutionTimeoutError
 
     cpus = _cpus_per_task(totals()["CPU"])
+    _await_start(cpus)
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = False  # results carry their index
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = -1
     rows = [{"index": index, "item": json.dumps(item)} for index, item in enumerate(items)]
     with DataContext.current(context):
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Guarded(step), num_cpus=cpus)
-        try:
-            for row in results.iter_rows():
-                outcome = json.loads(row["outcome"])
-                if "error" in outcome:
-                    raise _rebuild(outcome["error"])
-                yield row["index"], outcome["result"]
-        except ExecutionTimeoutError:
-            raise ResourceError(
-                f"no part of the data was finished within {_NO_PROGRESS_S:.0f} s",
-                field="cluster",
-                hint=f"Each task needs {cpus:g} CPU: is something else holding them? Or split very large files",
-            ) from None
+        for row in results.iter_rows():
+            outcome = json.loads(row["outcome"])
+            if "error" in outcome:
+                raise _rebuild(outcome["error"])
+            yield row["index"], outcome["result"]
+
+
+def _await_start(cpus: float) -> None:
+    """Wait until the cluster has room for a task, which is all that a stage needs to get on.
+
+    Raises:
+        ResourceError: there was none for a long time.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=cpus)(_nothing).remote()
+    if not ray.wait([task], timeout=_START_WITHIN_S)[0]:
+        ray.cancel(task)
+        raise ResourceError(
+            f"no task could start within {_START_WITHIN_S:.0f} s",
+            field="cluster",
+            hint=f"Each task needs {cpus:g} CPU: is something else holding them?",
+        )
+
+
+def _nothing() -> None:
+    pass
 
 
 def _cpus_per_task(cpus: float) -> float:

@@ -143,6 +143,21 @@ def test_pickled_objects_in_parquet_are_not_executed_where_ray_knows_their_type(
 
 
 @pytest.mark.ray
+def test_who_gets_no_cpu_is_told_so(ray_cluster, monkeypatch):
+    import ray
+
+    monkeypatch.setattr("lspm_ray.corpus.execute._START_WITHIN_S", 1.0)
+    holder = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    ray.get(holder.ready())
+    try:
+        with pytest.raises(ResourceError, match=r"no task could start within 1 s.*holding"):
+            list(run_on_ray(lambda item: item, [{}]))
+    finally:
+        ray.util.remove_placement_group(holder)
+    assert list(run_on_ray(lambda item: item, [{"fine": 1}])) == [(0, {"fine": 1})]
+
+
+@pytest.mark.ray
 def test_a_task_keeps_to_its_share_of_a_cpu(ray_cluster):
     def threads_of_a_tokenizer(item):
         from tokenizers import Tokenizer, models, pre_tokenizers
