@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class CheckpointStore:
         self._warn = warn
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: deque[tuple[str, Future[None]]] = deque()
+        self._failed: BaseException | None = None
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write the checkpoint of optimiser step `step`, then drop old ones.
@@ -60,7 +62,7 @@ class CheckpointStore:
         self._save(step, tensors, state)
 
     def save_async(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Like `save`, in a background thread, after the one before is complete.
+        """Like `save`, in a background thread, after all that was to be written before.
 
         Args:
             step: optimiser steps done.
@@ -68,11 +70,10 @@ class CheckpointStore:
             state: no longer changed by the caller.
 
         Raises:
-            ResourceError: no room for the checkpoint *before* this one. What goes wrong with this one is raised by the
-                next call, `wait` and `close` included.
+            ResourceError: no room for what was to be written *before* this. What goes wrong with this one is raised by
+                a later call, `wait` and `close` included.
         """
-        self.wait()
-        self._pending = self._thread.submit(self._save, step, tensors, state)
+        self._later("step", lambda: self._save(step, tensors, state))
 
     def wait(self) -> None:
         """Return when nothing is being written any more.
@@ -80,9 +81,35 @@ class CheckpointStore:
         Raises:
             ResourceError: no room for what was written in the background.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        while self._pending:
+            self._await_first()
+
+    def _later(self, stage: str, write: Callable[[], None]) -> None:
+        # One of each kind waits at most: they hold copies of the weights.
+        while any(kind == stage for kind, _ in self._pending):
+            self._await_first()
+        self._pending.append((stage, self._thread.submit(self._unless_failed, write)))
+
+    def _unless_failed(self, write: Callable[[], None]) -> None:
+        """A checkpoint that knows of a best model must not come to be when that model did not."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            write()
+        except BaseException as error:
+            self._failed = error
+            raise
+
+    def _await_first(self) -> None:
+        try:
+            self._pending[0][1].result()
+        except BaseException:
+            for _, future in self._pending:
+                future.exception()
+            self._pending.clear()
+            self._failed = None
+            raise
+        self._pending.popleft()
 
     def close(self) -> None:
         """`wait`, and end the thread; `save_async` cannot be called afterwards."""
@@ -124,17 +151,29 @@ class CheckpointStore:
             if _step(name) > step:
                 self._store.delete(name)
 
-    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep the model directory that `write` makes as the best so far.
+    def save_best_async(self, step: int, write: Callable[[Path], None]) -> None:
+        """Keep the model directory that `write` makes as the best so far; written in the background like `save_async`.
 
         The bests that the kept checkpoints know of stay until those are gone: training may fall back to them.
 
         Raises:
+            ResourceError: no room for what was to be written before this.
+        """
+
+        def save() -> None:
+            self._write("best", step, write)
+            self._drop_bests()
+
+        self._later("best", save)
+
+    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
+        """Like `save_best_async`, and wait for it.
+
+        Raises:
             ResourceError: no room for it; the best before it is as it was.
         """
+        self.save_best_async(step, write)
         self.wait()
-        self._write("best", step, write)
-        self._drop_bests()
 
     def best(self) -> Artifact:
         """The best model so far, as a model directory without a tokenizer.
@@ -142,6 +181,7 @@ class CheckpointStore:
         Raises:
             ArtifactError: there is none.
         """
+        self.wait()
         names = self._names("best")
         if not names:
             raise ArtifactError("training left no model", field=self._store.root)

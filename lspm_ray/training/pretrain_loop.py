@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -274,7 +275,7 @@ class _Run:
                     if state.step % every == 0 or last:
                         self._validate()
                     if state.step % config.checkpoint_every_steps == 0 or last:
-                        self.meter.saved(self._save())
+                        self._save()
                 self.checkpoints.wait()
             finally:
                 batches.close()
@@ -406,21 +407,21 @@ class _Run:
         self.meter.paused(time.perf_counter() - started)
         if loss < self.state.best:
             self.state.best = loss
-            self.meter.saved(self._save_best())
+            self._save_best()
 
-    def _save_best(self) -> float:
-        """Returns the seconds that training stood still."""
+    def _save_best(self) -> None:
         started = time.perf_counter()
         tensors = self.spread.model_tensors()
         if self.worker.rank == 0:
-            with quiet():
-                self.checkpoints.save_best(
-                    self.state.step, lambda path: self.model.save_pretrained(path, state_dict=tensors)
-                )
-        return time.perf_counter() - started
 
-    def _save(self) -> float:
-        """Returns the seconds that training stood still."""
+            def write(path: Path) -> None:
+                with quiet():
+                    self.model.save_pretrained(path, state_dict=tensors)
+
+            self.checkpoints.save_best_async(self.state.step, write)
+        self.meter.stood_still(started)
+
+    def _save(self) -> None:
         started = time.perf_counter()
         self.meter.fold()
         tensors = {f"model.{name}": tensor for name, tensor in self.spread.model_tensors().items()}
@@ -429,7 +430,7 @@ class _Run:
         if self.worker.rank == 0:
             state = json.loads(json.dumps(vars(self.state)))
             self.checkpoints.save_async(self.state.step, tensors, state)
-        return time.perf_counter() - started
+        self.meter.stood_still(started)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         import torch
@@ -465,15 +466,17 @@ class _Meter:
 
     def begin(self) -> None:
         for clock in (self._line, self._whole):
-            clock.start()
+            clock.start(time.perf_counter())
 
     def waited(self, seconds: float) -> None:
         for clock in (self._line, self._whole):
             clock.waited += seconds
 
-    def saved(self, seconds: float) -> None:
+    def stood_still(self, since: float) -> None:
+        """From then to now training waited for something to be saved."""
         for clock in (self._line, self._whole):
-            clock.saving += seconds
+            clock.start(since)
+            clock.saving += time.perf_counter() - since
 
     def paused(self, seconds: float) -> None:
         """Time that is not training."""
@@ -555,9 +558,9 @@ class _Clock:
         self._started: float | None = None
         self._skipped = 0.0
 
-    def start(self) -> None:
+    def start(self, now: float) -> None:
         if self._started is None:
-            self._started = time.perf_counter()
+            self._started = now
 
     def skip(self, seconds: float) -> None:
         self._skipped += seconds if self._started is not None else 0.0

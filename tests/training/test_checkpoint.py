@@ -148,12 +148,14 @@ class Gate:
     """Holds a checkpoint back while it is written, and can make it fail."""
 
     def __init__(self, store: CheckpointStore, error: Exception | None = None) -> None:
-        self.open, self.reached, self.error, self.steps = threading.Event(), threading.Event(), error, []
+        self.open, self.reached, self.error = threading.Event(), threading.Event(), error
+        self.stages, self.steps = [], []
         self.write, store._write = store._write, self
 
     def __call__(self, stage, step, *rest):
         self.reached.set()
         assert self.open.wait(10)
+        self.stages.append(stage)
         self.steps.append(step)
         if self.error:
             raise self.error
@@ -184,6 +186,30 @@ def test_what_went_wrong_in_the_background_is_raised_by_the_next_call(store, cal
         getattr(store, call)(*arguments.get(call, ()))
     store.wait()
     assert gate.steps == [4], "raised once, and before anything else is written"
+    assert store.latest().state == {"step": 3}
+
+
+def test_a_best_model_and_a_checkpoint_wait_together_and_keep_their_order(store, tmp_path):
+    gate = Gate(store)
+    store.save_best_async(4, lambda path: (path / "m").write_text("4"))
+    store.save_async(4, {"w": torch.zeros(1)}, {"step": 4})
+    assert not directories(tmp_path, "best"), "the caller waited for neither"
+    gate.open.set()
+    store.wait()
+    assert gate.stages == ["best", "step"]
+    assert store.best().read_bytes("m") == b"4" and store.latest().state == {"step": 4}
+    store.close()
+
+
+def test_without_the_best_model_there_is_no_checkpoint_that_knows_of_it(store, tmp_path):
+    gate = Gate(store, ResourceError("no room"))
+    store.save_best_async(4, lambda path: None)
+    store.save_async(4, {"w": torch.zeros(1)}, {"step": 4})
+    gate.open.set()
+    with pytest.raises(ResourceError, match="no room"):
+        store.wait()
+    assert gate.stages == ["best"]
+    store.wait()
     assert store.latest().state == {"step": 3}
 
 
