@@ -1,7 +1,5 @@
-import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,85 +11,10 @@ from lspm_ray.errors import ConfigError, DataError, ModelError, TrainingError
 from lspm_ray.training.checkpoint import CheckpointStore
 from lspm_ray.training.pretrain import check_share
 from lspm_ray.training.pretrain_config import PretrainConfig
-from lspm_ray.training.pretrain_loop import (
-    TIMINGS,
-    PretrainJob,
-    PretrainWorker,
-    _Run,
-    make_model,
-    pretrain_model,
-)
+from lspm_ray.training.pretrain_loop import PretrainJob, PretrainWorker, _Run, make_model, pretrain_model
 from tests.toy_blocks import toy_blocks
-from tests.toys import toy_model_artifact, toy_tokenizer
-
-Job = Callable[..., PretrainJob]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
-    return ArtifactStore(str(tmp_path_factory.mktemp("store")))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(store: ArtifactStore) -> Artifact:
-    def build(draft: Draft) -> None:
-        made = toy_tokenizer()
-        made.save_pretrained(draft.path)
-
-    return store.make("tokenizer", {}, {}, build)
-
-
-@pytest.fixture(scope="module")
-def blocks(store: ArtifactStore) -> Artifact:
-    rows = {"train": [150, 90], "validation": [40]}
-    return toy_blocks(store, rows, length=16, vocabulary=len(toy_tokenizer()), counting=True)
-
-
-@pytest.fixture
-def job(tmp_path: Path, blocks: Artifact, tokenizer: Artifact) -> Job:
-    def make(work: str = "work", **config: Any) -> PretrainJob:
-        defaults: dict[str, Any] = {
-            "steps": 12,
-            "batch_size": 8,
-            "micro_batch_size": 4,
-            "model": {"size": "toy"},
-            "validation_blocks": 16,
-            "validate_every_steps": 6,
-            "checkpoint_every_steps": 4,
-            "log_every_steps": 2,
-            "precision": "fp32",
-        }
-        return PretrainJob(
-            blocks_uri=blocks.uri,
-            tokenizer_uri=tokenizer.uri,
-            base_uri=None,
-            config=PretrainConfig.parse(defaults | config),
-            work_uri=str(tmp_path / work),
-            log_uri=str(tmp_path / f"{work}-log"),
-        )
-
-    return make
-
-
-class KilledError(Exception):
-    pass
-
-
-def alone(report: Callable[[dict[str, Any]], None] = lambda values: None) -> PretrainWorker:
-    return PretrainWorker(0, 1, torch.device("cpu"), lambda tensor: None, report)
-
-
-def weights(job: PretrainJob) -> str:
-    last = CheckpointStore(job.work_uri).latest()
-    assert last is not None
-    digest = hashlib.sha256()
-    for name in sorted(last.tensors):
-        digest.update(name.encode() + last.tensors[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def without_timings(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in history]
+from tests.toys import toy_model_artifact
+from tests.training.toy_runs import Job, KilledError, alone, weights, without_timings
 
 
 @pytest.mark.parametrize(("objective", "killed_at"), [("masked_lm", 6), ("causal_lm", 2), ("causal_lm", 11)])

@@ -1,0 +1,33 @@
+"""Toy pretraining runs in the test's own process."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lspm_ray.training.checkpoint import CheckpointStore
+from lspm_ray.training.pretrain_loop import TIMINGS, PretrainJob, PretrainWorker
+
+Job = Callable[..., PretrainJob]
+
+
+class KilledError(Exception):
+    pass
+
+
+def alone(report: Callable[[dict[str, Any]], None] = lambda values: None) -> PretrainWorker:
+    return PretrainWorker(0, 1, torch.device("cpu"), lambda tensor: None, report)
+
+
+def weights(job: PretrainJob) -> str:
+    last = CheckpointStore(job.work_uri).latest()
+    assert last is not None
+    digest = hashlib.sha256()
+    for name in sorted(last.tensors):
+        digest.update(name.encode() + last.tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def without_timings(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in history]
