@@ -237,7 +237,7 @@ class _Run:
 
         model: Any = self.model
         if self.config.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            model.activation_checkpointing_enable({"use_reentrant": False})
         module = _objective_module(model, self.objective)
         precision = "bf16" if self.half else "fp32"
         made = spread(module, self.worker.device, self.worker.world_size, self.config.parallelism, precision)
