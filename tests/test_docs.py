@@ -34,7 +34,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lspm ")])
 def test_lspm_commands_parse(command):
     _, verb, *arguments = shlex.split(command)
-    VERBS[verb].make_context(verb, arguments)
+    assert VERBS[verb].make_context(verb, arguments).args == []
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])

@@ -144,27 +144,8 @@ def toy_plan(
 
     small = _ref("variant-toy", toy_model_artifact(store, "variant-toy", first, labels, seed))
     full = _ref("full", toy_model_artifact(store, "finetune", "bert", labels, seed + 1))
-    evidence = toy_outputs(store)
     spec = Validator.make(validator).spec()
-    certificate = Certificate(
-        alpha=0.01,
-        delta=0.05,
-        risk="regret",
-        first=small,
-        last=None if threshold is None else full,
-        full=full,
-        validator=spec,
-        temperature=temperature,
-        threshold=threshold,
-        calibration_rows=1000,
-        losses=2,
-        p_value=0.003,
-        upper_bound=0.0063,
-        escalation_rate=0.3,
-        outputs={"variant-toy": _ref("variant-toy", evidence), "full": _ref("full", evidence)},
-        data=_ref("prepare", evidence),
-        hardware=hardware(),
-    )
+    certificate = _certificate(store, small, full, spec, temperature, threshold)
     last = PlanStage(model=full, temperature=1.0, threshold=None, batch_1_latency_ms=5.0, cost=1.0)
     head = PlanStage(
         model=small, temperature=temperature, threshold=threshold, batch_1_latency_ms=first_latency_ms, cost=0.02
@@ -179,6 +160,36 @@ def toy_plan(
         reasons={},
     )
     return write_plan(store, plan, certificate)
+
+
+def _certificate(
+    store: ArtifactStore,
+    small: ModelRef,
+    full: ModelRef,
+    validator: dict[str, Any],
+    temperature: float,
+    threshold: float | None,
+) -> Certificate:
+    evidence = toy_outputs(store)
+    return Certificate(
+        alpha=0.01,
+        delta=0.05,
+        risk="regret",
+        first=small,
+        last=None if threshold is None else full,
+        full=full,
+        validator=validator,
+        temperature=temperature,
+        threshold=threshold,
+        calibration_rows=1000,
+        losses=2,
+        p_value=0.003,
+        upper_bound=0.0063,
+        escalation_rate=0.3,
+        outputs={"variant-toy": _ref("variant-toy", evidence), "full": _ref("full", evidence)},
+        data=_ref("prepare", evidence),
+        hardware=hardware(),
+    )
 
 
 def write_plan(store: ArtifactStore, plan: Plan, certificate: Certificate | None) -> Artifact:

@@ -135,8 +135,8 @@ class Build:
     def _match(self, chunks: list[str], partitions: int) -> None:
         step = Match(self.staging, chunks, self.config.similarity)
         self._run("compare", step, [{"partition": p} for p in range(partitions)])
-        gone = superfluous(read_pairs(self.staging, p) for p in range(partitions))
-        write_superfluous(self.staging, gone, self.config.seed, partitions)
+        gone, stays = superfluous(read_pairs(self.staging, p) for p in range(partitions))
+        write_superfluous(self.staging, gone, stays, self.config.seed, partitions)
 
     def _keep(self, chunks: list[str], partitions: int, labels: list[str], given: set[str]) -> Kept:
         shares = shares_by_hash(self.config.splits.shares(), given)

@@ -19,8 +19,8 @@ from lspm_ray.corpus.staging import Staging, binary_array, binary_values, split_
 
 PAIRS = pa.schema([("left", pa.binary(NODE.itemsize)), ("right", pa.binary(NODE.itemsize))])
 """Near-equal texts."""
-SUPERFLUOUS = pa.schema([("id", pa.binary(16))])
-"""Texts that have a near-equal one that stays."""
+SUPERFLUOUS = pa.schema([("id", pa.binary(16)), ("stays", pa.binary(16))])
+"""Texts that have a near-equal one that stays, and that one."""
 KEPT = pa.schema([("id", pa.binary(32)), ("label", pa.int32()), ("split", pa.int8())])
 """Rows that stay, in the final order; `label` is the class index, `split` the code."""
 
@@ -58,11 +58,15 @@ def read_pairs(staging: Staging, partition: int) -> tuple[NDArray[np.void], NDAr
     return _nodes(batch["left"]), _nodes(batch["right"])
 
 
-def write_superfluous(staging: Staging, ids: NDArray[np.bytes_], seed: int, partitions: int) -> None:
-    """Hand the 16-byte ids of superfluous texts to the partitions of the final order."""
-    values = np.frombuffer(ids.astype("S16").tobytes(), dtype=np.uint8).reshape(-1, 16)
-    partition = partition_of(order_keys(values, seed), partitions)
-    batch = pa.record_batch([binary_array(values)], schema=SUPERFLUOUS)
+def write_superfluous(
+    staging: Staging, gone: NDArray[np.bytes_], stays: NDArray[np.bytes_], seed: int, partitions: int
+) -> None:
+    """Hand what `superfluous` returns to the partitions of the final order."""
+    ids, kept = (
+        np.frombuffer(column.astype("S16").tobytes(), dtype=np.uint8).reshape(-1, 16) for column in (gone, stays)
+    )
+    partition = partition_of(order_keys(ids, seed), partitions)
+    batch = pa.record_batch([binary_array(ids), binary_array(kept)], schema=SUPERFLUOUS)
     staging.write_batches("superfluous.arrow", split_batches(batch, partition, partitions))
 
 

@@ -187,27 +187,18 @@ def clusters(left: NDArray[np.void], right: NDArray[np.void]) -> tuple[NDArray[n
     return nodes, first[inverse].astype(np.int64)
 
 
-def superfluous(pairs: Iterable[tuple[NDArray[np.void], NDArray[np.void]]]) -> NDArray[np.bytes_]:
-    """Ids (16 bytes) of every text that has a smaller near-equal one, directly or through others.
-
-    Args:
-        pairs: see `superfluous_clusters`.
-    """
-    return superfluous_clusters(pairs)[0]
-
-
-def superfluous_clusters(
+def superfluous(
     pairs: Iterable[tuple[NDArray[np.void], NDArray[np.void]]],
-) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_], NDArray[np.int64]]:
-    """Clusters of near-equal texts.
+) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
+    """Texts that go because of a near-equal one that stays.
 
     Args:
         pairs: what `match` found in each partition. The same pair may come up in many of them; memory is that of the
             different texts in pairs (about 300 bytes each while they are connected), not of all pairs.
 
     Returns:
-        Ids (16 bytes) of every text that has a smaller near-equal one, directly or through others; ids of the smallest
-        text of each cluster; and how many texts each cluster has.
+        Ids (16 bytes) of every text that has a smaller near-equal one, directly or through others; and for each the id
+        of the smallest text of its cluster, which stays.
     """
     left = right = np.empty(0, dtype=NODE)
     lefts, rights, waiting = [left], [right], 0
@@ -218,13 +209,8 @@ def superfluous_clusters(
         if waiting > len(lefts[0]) + _PAIRS_AT_ONCE:
             left, right = _forest(np.concatenate(lefts), np.concatenate(rights))
             lefts, rights, waiting = [left], [right], 0
-    left, right = np.concatenate(lefts), np.concatenate(rights)
-    if not len(left):
-        return np.empty(0, dtype="S16"), np.empty(0, dtype="S16"), np.empty(0, dtype=np.int64)
-    nodes, root = clusters(left, right)
-    places, sizes = np.unique(root, return_counts=True)
-    ids: NDArray[np.bytes_] = nodes["id"]
-    return ids[root != np.arange(len(nodes))], ids[places], sizes.astype(np.int64)
+    root, linked = _forest(np.concatenate(lefts), np.concatenate(rights))
+    return linked["id"], root["id"]
 
 
 def _forest(left: NDArray[np.void], right: NDArray[np.void]) -> tuple[NDArray[np.void], NDArray[np.void]]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from lspm_ray.artifact import Draft, filesystem, join
 from lspm_ray.corpus.consolidate import Match, read_pairs, write_superfluous
-from lspm_ray.corpus.dedup import superfluous_clusters
+from lspm_ray.corpus.dedup import superfluous
 from lspm_ray.corpus.execute import Execute, Item, Step
 from lspm_ray.corpus.sources import Layout, resolve
 from lspm_ray.corpus.staging import Staging
@@ -67,8 +67,10 @@ class Connect:
 
     def _connect(self) -> dict[str, Any]:
         pairs = (read_pairs(self.staging, partition) for partition in range(self.partitions))
-        gone, roots, sizes = superfluous_clusters(pairs)
-        write_superfluous(self.staging, gone, self.seed, self.partitions)
+        gone, stays = superfluous(pairs)
+        write_superfluous(self.staging, gone, stays, self.seed, self.partitions)
+        roots, others = np.unique(stays, return_counts=True)
+        sizes = others + 1
         order = np.lexsort((roots, -sizes))[:_CLUSTERS_SHOWN]
         largest = [[bytes(roots[i]).ljust(16, b"\0").hex(), int(sizes[i])] for i in order]
         return {"clusters": len(roots), "largest": largest}
@@ -192,6 +194,7 @@ class Build:
             near_duplicates=config.near_duplicates,
             word_partitions=word_partitions,
             shown=frozenset(document for document, _ in clusters["largest"]),
+            quarantine=config.quarantine,
         )
         written = self._run("write", step, [{"partition": p} for p in range(partitions)])
         names = [f"{partition:06d}.arrow" for partition in range(partitions)]

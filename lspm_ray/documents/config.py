@@ -69,7 +69,8 @@ class DocumentsConfig(EvaluationSet):
             one are dropped.
         overlap_words: see there.
         validation: share of the documents that goes to the validation split, by hash of the text.
-        quarantine: write dropped documents down, with the reason; what could not be read is written down always.
+        quarantine: write dropped documents down, with the reason, and of near duplicates the id of the one that stays;
+            what could not be read is written down always.
         top_words: words whose frequency is written down, the most frequent first.
         seed: of the hashes that split and order.
     """

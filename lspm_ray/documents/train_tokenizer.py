@@ -12,18 +12,15 @@ pieces sorted anew.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from lspm_ray.documents.tokenizer_config import TokenizerConfig
 from lspm_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 _CHARACTERS_SHARE = 4
 """At most one in so many tokens is a single character; the rarest characters are unknown to WordPiece and Unigram."""
@@ -84,47 +81,6 @@ def train(
     if 2 * size < config.vocab_size:
         raise DataError(said, field="tokenizer.vocab_size", hint="Take a smaller vocabulary, or more text")
     return _wrap(config, trained, max_length), said if size < config.vocab_size else None
-
-
-def statistics(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, int]:
-    """What `ratios` needs of some texts, as sums: those of several batches add up (`corpus.stats.add_counts`).
-
-    Args:
-        tokenizer: of the `tokenizers` library.
-        texts: one batch.
-
-    Returns:
-        texts, bytes (of UTF-8), characters, tokens, unknown (tokens), words (between white space), and whole (words
-        that are a single token, not the unknown one; one for the space before does not matter). Special tokens are not
-        added.
-    """
-    if not texts:
-        return dict.fromkeys(("texts", "bytes", "characters", "tokens", "unknown", "words", "whole"), 0)
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = [np.asarray(row, dtype=np.int64) for row in encoded["input_ids"]]
-    unknown = -1 if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id)
-    rows = zip(texts, ids, encoded["offset_mapping"], strict=True)
-    counts = [_words(text, row == unknown, offsets) for text, row, offsets in rows]
-    return {
-        "texts": len(texts),
-        "bytes": sum(len(text.encode()) for text in texts),
-        "characters": sum(len(text) for text in texts),
-        "tokens": sum(len(row) for row in ids),
-        "unknown": sum(int((row == unknown).sum()) for row in ids),
-        "words": sum(words for words, _ in counts),
-        "whole": sum(whole for _, whole in counts),
-    }
-
-
-def ratios(sums: Mapping[str, int]) -> dict[str, float]:
-    """Of the sums of `statistics`: bytes and characters per token, shares of unknown tokens and of whole words."""
-    tokens, words = max(1, sums["tokens"]), max(1, sums["words"])
-    return {
-        "bytes_per_token": sums["bytes"] / tokens,
-        "characters_per_token": sums["characters"] / tokens,
-        "unknown_share": sums["unknown"] / tokens,
-        "whole_words_share": sums["whole"] / words,
-    }
 
 
 class _Sample:
@@ -306,15 +262,3 @@ def _wrap(config: TokenizerConfig, trained: Any, max_length: int | None) -> PreT
         **({"model_max_length": max_length} if max_length is not None else {}),
     )
     return wrapped
-
-
-def _words(text: str, unknown: Any, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Words between white space, and how many of them are a single known token."""
-    spans = np.array([match.span() for match in re.finditer(r"\S+", text)], dtype=np.int64).reshape(-1, 2)
-    places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    some = places[:, 1] > places[:, 0]
-    places, unknown = places[some], np.asarray(unknown, dtype=bool)[some]
-    first = np.searchsorted(places[:, 1], spans[:, 0], side="right")
-    after = np.searchsorted(places[:, 0], spans[:, 1], side="left")
-    single = first[after - first == 1]
-    return len(spans), int((~unknown[single]).sum())

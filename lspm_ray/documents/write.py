@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class WriteDocuments:
         near_duplicates: whether superfluous documents were written down.
         word_partitions: of the vocabulary.
         shown: ids (32 hex digits) of documents whose beginning is wanted for the report.
+        quarantine: whether duplicates are written down, those that are nearly equal with their text.
     """
 
     staging: Staging
@@ -57,16 +59,20 @@ class WriteDocuments:
     near_duplicates: bool
     word_partitions: int
     shown: frozenset[str]
+    quarantine: bool
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Write; returns counts, lengths and excerpts."""
         partition: int = item["partition"]
         ids, copies = self._staged(partition)
-        near = np.isin(as_bytes(ids[:, :16]), self._superfluous(partition))
+        gone, stays = self._superfluous(partition)
+        near = np.isin(as_bytes(ids[:, :16]), gone)
         # The documents with most copies; of them all, not only of those that stay: a copied one may have a near twin.
         most = np.argsort(-copies, kind="stable")[:_MOST_COPIED]
         copied = [[ids[place].tobytes().hex(), int(copies[place])] for place in most if copies[place] > 1]
         exact = int(copies.sum()) - len(ids)
+        if self.quarantine:
+            self._put_aside(partition, ids, copies, near, dict(zip(gone.tolist(), stays.tolist(), strict=True)))
         ids = ids[~near]
         ids = ids[np.lexsort((as_bytes(ids), order_keys(ids, self.seed)))]
         texts = staged_texts(self.staging, self.chunks, as_bytes(ids), partition) if len(ids) else []
@@ -89,10 +95,33 @@ class WriteDocuments:
         different, copies = np.unique(ids, axis=0, return_counts=True)
         return different, copies.astype(np.int64)
 
-    def _superfluous(self, partition: int) -> NDArray[np.bytes_]:
+    def _superfluous(self, partition: int) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
         if not self.near_duplicates:
-            return np.empty(0, dtype="S16")
-        return as_bytes(binary_values(self.staging.read_batch("superfluous.arrow", partition, SUPERFLUOUS)["id"]))
+            return np.empty(0, dtype="S16"), np.empty(0, dtype="S16")
+        batch = self.staging.read_batch("superfluous.arrow", partition, SUPERFLUOUS)
+        return as_bytes(binary_values(batch["id"])), as_bytes(binary_values(batch["stays"]))
+
+    def _put_aside(
+        self,
+        partition: int,
+        ids: NDArray[np.uint8],
+        copies: NDArray[np.int64],
+        near: NDArray[np.bool_],
+        stays: dict[bytes, bytes],
+    ) -> None:
+        """Write the duplicates down; the text of an exact one is that of the document with the same id."""
+        lines = [
+            {"reason": "exact duplicate", "id": ids[place].tobytes().hex(), "rows": int(copies[place]) - 1}
+            for place in np.flatnonzero(copies > 1)
+        ]
+        gone = ids[near]
+        texts = staged_texts(self.staging, self.chunks, as_bytes(gone), partition) if len(gone) else []
+        for row, text in zip(gone, texts, strict=True):
+            kept = stays[as_bytes(row[None, :16])[0]].ljust(16, b"\0")
+            lines.append({"reason": "near duplicate", "id": row.tobytes().hex(), "of": kept.hex(), "raw": text})
+        if lines:
+            with _created(join(self.target, f"quarantine/duplicates-{partition:05d}.jsonl")) as sink:
+                sink.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _find(self, ids: NDArray[np.uint8], texts: list[str], wanted: frozenset[str]) -> list[tuple[str, str]]:
         if not wanted:
@@ -118,7 +147,11 @@ class WriteDocuments:
 
 def write_table(table: pa.Table, uri: str, row_group: int) -> None:
     """Write a Parquet file with checksums of its pages; its directory is made."""
+    with _created(uri) as sink:
+        pq.write_table(table, sink, compression="zstd", row_group_size=row_group, write_page_checksum=True)
+
+
+def _created(uri: str) -> Any:
     fs, path = filesystem(uri)
     fs.create_dir(path.rpartition("/")[0], recursive=True)
-    with fs.open_output_stream(path) as sink:
-        pq.write_table(table, sink, compression="zstd", row_group_size=row_group, write_page_checksum=True)
+    return fs.open_output_stream(path, compression=None)

@@ -88,9 +88,9 @@ class _TensorBoard:
         folder = uri
         if "://" in uri:
             folder = leave.enter_context(tempfile.TemporaryDirectory(prefix="lspm-tensorboard-"))
-            self._away = _FarAway(uri, leave, warn)
-            self._upload = lambda: _copy(folder, uri)
-            leave.callback(lambda: self._away.do(lambda: _copy(folder, uri)))
+            away = _FarAway(uri, leave, warn)
+            self._upload = lambda: away.do(lambda: _copy(folder, uri))
+            leave.callback(self._upload)
         self._writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
         leave.callback(self._writer.close)
         self._uploaded = time.monotonic()
@@ -101,7 +101,7 @@ class _TensorBoard:
         if self._upload is not None and time.monotonic() - self._uploaded >= _UPLOAD_EVERY_S:
             self._uploaded = time.monotonic()
             self._writer.flush()
-            self._away.do(self._upload)
+            self._upload()
 
 
 def _copy(folder: str, uri: str) -> None:

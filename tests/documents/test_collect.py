@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.corpus.clean import text_id
 from lspm_ray.corpus.dedup import words
 from lspm_ray.corpus.execute import run_on_ray
 from lspm_ray.errors import ConfigError, DataError
@@ -90,6 +91,13 @@ def test_copies_are_counted_and_shown(tmp_path: Path, make_documents: Make) -> N
     assert dropped["exact duplicate"] == 4
     assert dropped["near duplicate"] >= 2
     assert sum(text.startswith(long) for text in everything(made)) == 1
+    aside = put_aside(made)
+    (exact,) = (entry for entry in aside if entry["reason"] == "exact duplicate")
+    assert (exact["id"], exact["rows"]) == (text_id(some[1]).hex(), 4)
+    gone = [entry for entry in aside if entry["reason"] == "near duplicate"]
+    assert sorted([*everything(made), *(entry["raw"] for entry in gone)]) == sorted({*some, *near, *twins})
+    assert all(entry["id"] == text_id(entry["raw"]).hex() for entry in gone)
+    assert {entry["of"] for entry in gone} <= {text_id(text).hex()[:32] for text in everything(made)}
     report = made.read_json("duplicates.json")
     assert report["exact"][0]["copies"] == 5
     assert report["exact"][0]["excerpt"] == some[1][:200]

@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import text
 
-from lspm_ray.corpus.stats import add_counts
 from lspm_ray.documents import train_tokenizer
 from lspm_ray.documents.tokenizer_config import TokenizerConfig
-from lspm_ray.documents.train_tokenizer import ratios, statistics, train
+from lspm_ray.documents.train_tokenizer import train
 from lspm_ray.errors import ConfigError, DataError
 from lspm_ray.models.directory import load_tokenizer
 
@@ -245,38 +244,6 @@ def test_errors_while_reading_arrive():
     for algorithm in ALGORITHMS:
         with pytest.raises(DataError, match="shard is damaged"):
             train(TokenizerConfig(algorithm=algorithm), texts())
-
-
-@given(st.lists(st.lists(text(max_size=40), max_size=4), max_size=3))
-def test_statistics_of_batches_add_up(batches):
-    tokenizer = trained("bpe")
-    whole = [value for batch in batches for value in batch]
-    total = add_counts([statistics(tokenizer, batch) for batch in batches])
-    assert total == {} or total == dict(sorted(statistics(tokenizer, whole).items()))
-
-
-def test_statistics():
-    tokenizer = _train_small({"algorithm": "wordpiece", "vocab_size": 100}, ["good dress né"] * 9)
-    second = "né  dressgood ♜ good."
-    assert tokenizer.tokenize(second) == ["né", "[UNK]", "[UNK]", "good", "[UNK]"]
-    sums = statistics(tokenizer, ["good dress", second, ""])
-    assert sums == {"texts": 3, "bytes": 34, "characters": 31, "tokens": 7, "unknown": 3, "words": 6, "whole": 3}
-    found = ratios(sums)
-    assert found["bytes_per_token"] == 34 / 7 and found["characters_per_token"] == 31 / 7
-    assert found["unknown_share"] == 3 / 7 and found["whole_words_share"] == 3 / 6
-    assert ratios(statistics(tokenizer, []))["bytes_per_token"] == 0
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_whole_words_of_every_family(algorithm):
-    tokenizer = trained(algorithm)
-    words = ["".join(token.strip("Ġ▁#")) for token in tokenizer.get_vocab() if token.strip("Ġ▁#").isascii()]
-    value = " ".join(word for word in words if word.isalpha())
-    spaced = [tokenizer.tokenize(f" {word}" if algorithm == "bpe" else word) for word in value.split()]
-    spaced = [[token for token in tokens if token not in ("Ġ", "▁")] for tokens in spaced]
-    expected = sum(len(tokens) == 1 and tokens != [tokenizer.unk_token] for tokens in spaced)
-    counted = statistics(tokenizer, [f" {value}"])
-    assert counted["words"] == len(spaced) and counted["whole"] == expected > 50
 
 
 @pytest.mark.parametrize(

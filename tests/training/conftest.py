@@ -4,11 +4,10 @@ from typing import Any
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
-from lspm_ray.training.pretrain_config import PretrainConfig
 from lspm_ray.training.pretrain_loop import PretrainJob
 from tests.toy_blocks import toy_blocks
 from tests.toys import toy_tokenizer
-from tests.training.toy_runs import Job
+from tests.training.toy_runs import Job, toy_job
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +42,7 @@ def job(tmp_path: Path, blocks: Artifact, tokenizer: Artifact) -> Job:
             "validate_every_steps": 6,
             "checkpoint_every_steps": 4,
             "log_every_steps": 2,
-            "precision": "fp32",
         }
-        return PretrainJob(
-            blocks_uri=blocks.uri,
-            tokenizer_uri=tokenizer.uri,
-            base_uri=None,
-            config=PretrainConfig.parse(defaults | config),
-            work_uri=str(tmp_path / work),
-            log_uri=str(tmp_path / f"{work}-log"),
-        )
+        return toy_job(tmp_path / work, blocks, tokenizer, defaults | config)
 
     return make

@@ -3,7 +3,6 @@
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,22 +10,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lspm_ray.artifact import ArtifactStore, Draft
+from lspm_ray.artifact import Artifact
 from lspm_ray.training.checkpoint import CheckpointStore
-from lspm_ray.training.pretrain_config import PretrainConfig
 from lspm_ray.training.pretrain_loop import PretrainJob, PretrainWorker, pretrain_model
-from tests.toy_blocks import toy_blocks
-from tests.toys import toy_tokenizer
+from tests.training.toy_runs import toy_job
 
 pytestmark = pytest.mark.e2e
 
 STEPS = 10
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 Train = Callable[..., dict[str, torch.Tensor]]
-
-
-class KilledError(Exception):
-    pass
 
 
 def work(rank: int, world: int, port: int, raw: dict[str, Any], stop_at: int) -> None:
@@ -44,16 +37,8 @@ def work(rank: int, world: int, port: int, raw: dict[str, Any], stop_at: int) ->
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
+def train(tmp_path_factory: pytest.TempPathFactory, blocks: Artifact, tokenizer: Artifact) -> Train:
     folder = tmp_path_factory.mktemp("parallel")
-    store = ArtifactStore(str(folder / "store"))
-
-    def build(draft: Draft) -> None:
-        toy_tokenizer().save_pretrained(draft.path)
-
-    tokenizer = store.make("tokenizer", {}, {}, build)
-    rows = {"train": [150, 90], "validation": [40]}
-    blocks = toy_blocks(store, rows, length=16, vocabulary=len(toy_tokenizer()), counting=True)
 
     def run(name: str, world: int, stop_at: int = 1 << 30, **config: Any) -> dict[str, torch.Tensor]:
         fields = {
@@ -67,16 +52,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
             "validate_every_steps": 5,
             "checkpoint_every_steps": 3,
             "log_every_steps": 1,
-            "precision": "fp32",
         }
-        job = PretrainJob(
-            blocks_uri=blocks.uri,
-            tokenizer_uri=tokenizer.uri,
-            base_uri=None,
-            config=PretrainConfig.parse(fields | config),
-            work_uri=str(folder / name),
-            log_uri=str(folder / f"{name}-log"),
-        )
+        job = toy_job(folder / name, blocks, tokenizer, fields | config)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -86,7 +63,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
                 mp.spawn(work, arguments, nprocs=world)
         else:
             mp.spawn(work, arguments, nprocs=world)
-        last = CheckpointStore(str(Path(job.work_uri))).latest()
+        last = CheckpointStore(job.work_uri).latest()
         assert last is not None
         return last.tensors
 
