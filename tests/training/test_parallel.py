@@ -1,7 +1,6 @@
 """Pretraining with several real worker processes (gloo), however the model is spread over them."""
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +21,9 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 Train = Callable[..., dict[str, torch.Tensor]]
 
 
-def work(rank: int, world: int, port: int, raw: dict[str, Any], stop_at: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def work(rank: int, world: int, meeting: str, raw: dict[str, Any], stop_at: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
 
     def report(values: dict[str, Any]) -> None:
         if values.get("step", 0) >= stop_at:
@@ -54,10 +52,9 @@ def train(tmp_path_factory: pytest.TempPathFactory, blocks: Artifact, tokenizer:
             "log_every_steps": 1,
         }
         job = toy_job(folder / name, blocks, tokenizer, fields | config)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        arguments = (world, port, job.model_dump(mode="json"), stop_at)
+        # Not a port: one found to be free may be taken before the workers listen on it.
+        meeting = folder / f"{name}-{world}-{stop_at}.meeting"
+        arguments = (world, str(meeting), job.model_dump(mode="json"), stop_at)
         if stop_at <= STEPS:
             with pytest.raises(mp.ProcessExitedException):
                 mp.spawn(work, arguments, nprocs=world)
