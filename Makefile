@@ -6,7 +6,7 @@ DEMO ?= examples/reviews/demo.yaml
 # Extra arguments for pip, e.g. another index with a smaller build of torch.
 PIP_ARGS ?=
 
-.PHONY: install demo test lint check format clean
+.PHONY: install demo test fast lint check format clean
 
 install: $(VENV)/installed
 
@@ -31,8 +31,12 @@ demo: install
 	  echo "  stop it: $(BIN)/lspm stop $(DEMO)"; \
 	else $(BIN)/lspm stop $(DEMO); fi; exit $$status
 
-test: install
-	$(BIN)/python -m pytest
+test: install fast
+	$(BIN)/python -m pytest -m "ray or e2e"
+
+# One process per CPU; tests that start Ray or whole commands use all CPUs themselves.
+fast: install
+	$(BIN)/python -m pytest -m "not ray and not e2e" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
@@ -40,8 +44,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint
-	$(BIN)/python -m pytest -m "not ray and not e2e"
+check: lint fast
 
 format: install
 	$(BIN)/ruff check --fix .

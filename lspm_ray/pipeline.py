@@ -90,9 +90,10 @@ class Pipeline:
     @cached_property
     def tokenizer(self) -> Artifact:
         """The tokenizer of the blocks: trained, taken over, or that of the model to go on from."""
-        if self.settings.tokenizer is None:
+        config = self.settings.tokenizer_of_objective
+        if config is None:
             return self.base
-        return make_tokenizer(self.settings.tokenizer, self.documents, self.store, self.report)
+        return make_tokenizer(config, self.documents, self.store, self.report)
 
     @cached_property
     def blocks(self) -> Artifact:

@@ -21,6 +21,7 @@ from lspm_ray.selection.select import SelectConfig
 from lspm_ray.serving.config import OfflineConfig, ServeConfig
 from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import FinetuneConfig
+from lspm_ray.training.objective import Objective
 from lspm_ray.training.pretrain_config import PretrainConfig
 
 
@@ -73,6 +74,10 @@ class Settings(Config):
                 raise ValueError("`model` and `pretrain` both say what fine-tuning starts from: leave one out")
             if self.tokenizer is None and self.pretrain.model.name is None:
                 raise ValueError("a fresh model needs a `tokenizer`, trained (`algorithm`) or taken over (`name`)")
+            try:
+                self.tokenizer_of_objective  # noqa: B018
+            except ValueError as error:
+                raise ValueError(f"tokenizer.sentinels: {error}") from None
         if self.data is not None and self.model is None and self.pretrain is None:
             raise ValueError("`data` needs a `model`, or `pretrain` to make one")
         return self
@@ -93,6 +98,14 @@ class Settings(Config):
         present["gain"] = self.data is not None and self.pretrain is not None and self.finetune.compare_scratch
         present |= dict.fromkeys(("compress", "profile", "select", "report"), self.data is not None)
         return tuple(name for name, there in present.items() if there)
+
+    @property
+    def tokenizer_of_objective(self) -> TokenizerConfig | None:
+        """The tokenizer section, with the sentinels that the objective needs."""
+        if self.tokenizer is None:
+            return None
+        objective = Objective.make(self.pretrain.objective) if self.pretrain else None
+        return self.tokenizer.with_sentinels(objective.sentinels(self.blocks.length) if objective else 0)
 
     @property
     def labelled(self) -> DataConfig:

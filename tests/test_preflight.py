@@ -101,7 +101,7 @@ def test_what_will_be_pretrained_is_said(raw_text):
     settings = Settings.parse(raw_text)
     assert settings.stages == ("documents", "tokenizer", "blocks", "pretrain", "text_report")
     found = "\n".join(check(settings, settings.stages))
-    assert "documents: 1 text file(s), 0.0 MB; rules: lowercase" in found
+    assert "documents: 1 file(s) (text), 0.0 MB; rules: lowercase" in found
     assert "pretrain: masked_lm, a fresh bert of size toy" in found
     assert "pretrain: 1 training worker(s)" in found
 
@@ -157,6 +157,28 @@ def test_a_model_that_cannot_learn_from_the_blocks_is_known_before(raw_text, tmp
     wrong["pretrain"] |= {"model": model}
     with pytest.raises(error, match=message):
         check(Settings.parse(wrong), settings.stages)
+
+
+def test_a_trained_tokenizer_gets_the_sentinels_of_the_objective(raw_text):
+    spans = {"objective": "span_corruption", "model": {"size": "toy"}, "epochs": 1}
+    assert Settings.parse(raw_text).tokenizer_of_objective.sentinels == 0
+    settings = Settings.parse(raw_text | {"pretrain": spans})
+    assert settings.tokenizer_of_objective.sentinels == 4
+    more = raw_text["tokenizer"] | {"sentinels": 100}
+    assert Settings.parse(raw_text | {"pretrain": spans, "tokenizer": more}).tokenizer_of_objective.sentinels == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sentinels": 3}, r"tokenizer\.sentinels: the objective needs 4"),
+        ({"vocab_size": 264}, r"tokenizer\.sentinels: .*4 sentinels: set vocab_size to 265"),
+    ],
+)
+def test_too_few_sentinels_are_known_before(raw_text, changes, message):
+    spans = {"objective": "span_corruption", "model": {"size": "toy"}, "epochs": 1}
+    with pytest.raises(ConfigError, match=message):
+        Settings.parse(raw_text | {"pretrain": spans, "tokenizer": raw_text["tokenizer"] | changes})
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ def _documents(config: DocumentsConfig) -> str:
     found = {name: check_files(source) for name, source in sources.items()}["documents"]
     rules = ", ".join(rule.name for rule in config.cleaning()) or "none"
     size = sum(file.bytes for file in found) / 1e6
-    return f"documents: {len(found)} {found[0].format} file(s), {size:.1f} MB; rules: {rules}"
+    formats = ", ".join(sorted({file.format for file in found}))
+    return f"documents: {len(found)} file(s) ({formats}), {size:.1f} MB; rules: {rules}"
 
 
 def _pretrain(settings: Settings, config: PretrainConfig) -> str:

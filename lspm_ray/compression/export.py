@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lspm_ray.errors import ModelError
 from lspm_ray.inference.runtimes.onnxruntime import ONNX_FILE
@@ -77,7 +78,7 @@ def quantize_dynamic(file: Path) -> None:
 def _export(model: PreTrainedModel, file: Path) -> None:
     import torch
 
-    ids = torch.ones((2, 8), dtype=torch.int64)
+    ids = torch.from_numpy(_ended(np.ones((2, 8), dtype=np.int64), [8, 8], model))
     axes = {0: "batch", 1: "tokens"}
     with _quietly(), torch.no_grad():
         torch.onnx.export(
@@ -90,6 +91,20 @@ def _export(model: PreTrainedModel, file: Path) -> None:
             output_names=["logits"],
             dynamic_axes={"input_ids": axes, "attention_mask": axes, "logits": {0: "batch"}},
         )
+
+
+def _ended(ids: NDArray[np.int64], lengths: list[int], model: PreTrainedModel) -> NDArray[np.int64]:
+    """Rows of these lengths with the end token there and nowhere else, and padding after it, as decoders expect them."""
+    end, pad = (getattr(model.config, name, None) for name in ("eos_token_id", "pad_token_id"))
+    if not isinstance(end, int):
+        return ids
+    pad = end if pad is None else pad
+    other = next(token for token in range(3) if token not in (end, pad))
+    ids = np.where((ids == end) | (ids == pad), other, ids)
+    for row, length in zip(ids, lengths, strict=True):
+        row[length - 1] = end
+        row[length:] = pad
+    return ids
 
 
 def _fuse(file: Path, family: str, model: PreTrainedModel) -> None:
@@ -114,6 +129,7 @@ def _check(model: PreTrainedModel, file: Path) -> None:
     ids = random.integers(1, int(getattr(model.config, "vocab_size", 0) or 1000), (3, 17))
     mask = np.ones_like(ids)
     mask[1, 9:] = 0
+    ids = _ended(ids, [17, 9, 17], model)
     with torch.inference_mode():
         expected = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])

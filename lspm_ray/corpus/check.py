@@ -32,14 +32,15 @@ class Preview:
 
 
 def check_files(config: SourceConfig) -> list[SourceFile]:
-    """The files of a source, once its first file is known to be readable; only the beginning of that is read.
+    """The files of a source, once the first of each format is known to be readable; only its beginning is read.
 
     Raises:
         ConfigError: a library that the format needs is not installed.
         DataError: no data, a column that does not exist (names those that do), or a file that is of another format.
     """
     files = _files(config)
-    peek(_first(files), config)
+    for name in {file.format: None for file in files}:
+        peek(_first([file for file in files if file.format == name]), config)
     return files
 
 

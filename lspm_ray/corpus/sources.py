@@ -145,7 +145,7 @@ def resolve(config: SourceConfig) -> list[SourceFile]:
     """Every input file, in a fixed order.
 
     Raises:
-        DataError: a source does not exist, matches no file, or is of unknown or mixed format.
+        DataError: a source does not exist, matches no file, is of unknown format, or is labelled and of several.
     """
     files = _resolve_all(config.source, config, f"{config.section}.source", held_out=False)
     if config.test_source is not None:
@@ -203,9 +203,10 @@ def _resolve_all(sources: str | list[str], config: SourceConfig, field: str, *, 
         for file in _resolve_one(source, config, field, held_out):
             found.setdefault(file.uri, file)
     formats = sorted({file.format for file in found.values()})
-    if len(formats) > 1:
+    if len(formats) > 1 and config.label is not None:
+        # The same label could be 1 in one format and "1" in another.
         raise DataError(
-            "files of several formats; one source must have one",
+            "files of several formats; labelled data must have one",
             field=field,
             value=", ".join(formats),
             hint="Name the files by a glob such as data/*.parquet",

@@ -60,7 +60,8 @@ class DocumentsConfig(EvaluationSet):
 
     Attributes:
         source: files, directories (read recursively), globs or URIs of text, Markdown, HTML, JSON Lines, CSV, Parquet
-            or Arrow files, and Hugging Face datasets directories; `.gz`, `.bz2` and `.zst` are read through.
+            or Arrow files, and Hugging Face datasets directories, all mixed as you like; `.gz`, `.bz2` and `.zst` are
+            read through.
         rules: cleaning rules in order, each `{rule: NAME, field: value, ...}` or just the name. Repair of Unicode and
             white space always comes first.
         near_duplicates: drop all but one of documents that are nearly equal.

@@ -26,7 +26,8 @@ class TokenizerConfig(Config):
         lowercase: forget case; WordPiece then forgets accents too.
         min_frequency: how often a pair must occur to be merged; Unigram does without.
         sample_characters: text to train on, at most.
-        sentinels: `<extra_id_0>` and so on, which stand for what span corruption cuts out; T5 has 100.
+        sentinels: `<extra_id_0>` and so on, which stand for what span corruption cuts out; T5 has 100. None is as many
+            as `pretrain.objective` needs for blocks of that length.
     """
 
     name: str | None = Field(None, min_length=1)
@@ -36,16 +37,36 @@ class TokenizerConfig(Config):
     lowercase: bool = False
     min_frequency: int = Field(2, ge=1)
     sample_characters: int = Field(100_000_000, ge=1)
-    sentinels: int = Field(0, ge=0, le=1000)
+    sentinels: int | None = Field(None, ge=0, le=10_000)
 
     @property
     def specials(self) -> int:
         """Special tokens that a trained tokenizer has."""
-        return SPECIAL_TOKENS + self.sentinels
+        return SPECIAL_TOKENS + (self.sentinels or 0)
+
+    def with_sentinels(self, needed: int) -> Self:
+        """With so many sentinels, unless their number is set.
+
+        Raises:
+            ValueError: fewer are set, or the vocabulary cannot hold them.
+        """
+        if self.name is not None:
+            return self
+        if self.sentinels is not None:
+            if self.sentinels < needed:
+                raise ValueError(f"the objective needs {needed} sentinels for blocks of this length; leave the setting out")
+            return self
+        least = self._least(SPECIAL_TOKENS + needed)
+        if self.vocab_size < least:
+            raise ValueError(f"the objective needs {needed} sentinels: set vocab_size to {least} at least")
+        return self.model_copy(update={"sentinels": needed})
 
     def source(self) -> ModelConfig:
         """Where a tokenizer that is not trained comes from."""
         return ModelConfig(name=self.name or "", revision=self.revision)
+
+    def _least(self, specials: int) -> int:
+        return specials + (_BYTES if self.algorithm == "bpe" else 1)
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -60,7 +81,7 @@ class TokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _large_enough(self) -> Self:
-        least = self.specials + (_BYTES if self.algorithm == "bpe" else 1)
+        least = self._least(self.specials)
         if self.name is None and self.vocab_size < least:
             what = f"{_BYTES} bytes and {self.specials}" if self.algorithm == "bpe" else f"more than {self.specials}"
             raise ValueError(f"a vocabulary of {self.vocab_size} cannot hold {what} special tokens: at least {least}")

@@ -53,7 +53,7 @@ def names(config: TokenizerConfig) -> Names:
 
 def sentinels(config: TokenizerConfig) -> list[str]:
     """T5's names for what stands for a cut-out span."""
-    return [f"<extra_id_{number}>" for number in range(config.sentinels)]
+    return [f"<extra_id_{number}>" for number in range(config.sentinels or 0)]
 
 
 def train(

@@ -104,6 +104,10 @@ class Objective(Plugin):
                 hint=f"Take the objective {other}, or another model",
             )
 
+    def sentinels(self, length: int) -> int:
+        """How many of T5's sentinels (`<extra_id_0>` and so on) the tokenizer must have for blocks of that length."""
+        return 0
+
     @abstractmethod
     def corrupt(
         self,

@@ -9,8 +9,9 @@ from lspm_ray.compression.export import export, quantize_dynamic
 from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.inference.batching import micro_batches, pad
 from lspm_ray.inference.predictor import load_predictor
-from lspm_ray.models.directory import Variant, read_variant, write_variant
-from tests.toys import LABELS, toy_model_dir
+from lspm_ray.models.directory import Variant, read_variant, save_model, write_variant
+from lspm_ray.models.presets import ARCHITECTURES, build_config, build_model
+from tests.toys import LABELS, toy_model_dir, toy_tokenizer
 
 
 @given(lengths=st.lists(st.integers(1, 300), max_size=80), limit=st.integers(1, 2000), call_tokens=st.integers(0, 100))
@@ -67,6 +68,39 @@ def test_the_company_does_not_change_an_answer(directories, name, threads):
     alone = np.concatenate([predictor.predict([example]) for example in batch])
     assert together.dtype == np.float32 and together.shape == (len(batch), 2)
     assert np.abs(together - alone).max() < (1e-4 if name in ("torch", "bag") else 1e-6)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """A classifier of each family that can be pretrained."""
+    root = tmp_path_factory.mktemp("families")
+    tokenizer = toy_tokenizer()
+    ids = dict.fromkeys(("bos", "eos", "cls", "sep"), tokenizer.sep_token_id) | {"pad": tokenizer.pad_token_id}
+    for family in ARCHITECTURES:
+        config = build_config(family, "toy", vocab_size=len(tokenizer), length=64, ids=ids)
+        config.id2label = dict(enumerate(LABELS))
+        model = build_model("AutoModelForSequenceClassification", config, seed=0).eval()
+        save_model(model, tokenizer, root / family)
+    return root
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_every_family_is_answered_for_alone_as_in_company(families, family):
+    eos = toy_tokenizer().sep_token_id
+    batch = [np.append(example, eos) for example in examples()]  # T5 classifies at its end token
+    predictor = load_predictor(families / family, threads=1)
+    together = predictor.predict(batch)
+    assert together.std(axis=0).min() > 1e-4
+    alone = np.concatenate([predictor.predict([example]) for example in batch])
+    assert np.abs(together - alone).max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_every_family_can_be_exported(families, family, tmp_path):
+    export(families / family, tmp_path, "fp32")
+    batch = [np.append(example, toy_tokenizer().sep_token_id) for example in examples()]
+    reference = load_predictor(families / family, threads=1).predict(batch)
+    assert np.abs(load_predictor(tmp_path, threads=1).predict(batch) - reference).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", ["torch", "int8"])

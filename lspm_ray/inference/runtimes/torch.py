@@ -64,7 +64,8 @@ class TorchPredictor(Predictor):
 
         device = self.model.device
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            tensors = (torch.from_numpy(array).to(device) for array in (ids, mask))
-            logits = self.model(*tensors).logits
+            tokens, attended = (torch.from_numpy(array).to(device) for array in (ids, mask))
+            # By name: the second argument of decoders is another one.
+            logits = self.model(input_ids=tokens, attention_mask=attended).logits
         result: NDArray[np.float32] = logits.float().cpu().numpy()
         return result

@@ -47,15 +47,19 @@ class SpanCorruption(Objective):
                 field="eos_token",
                 hint="Train the tokenizer with one, or set eos_token in its tokenizer_config.json",
             )
-        needed, there = self._cut(length)[1] + 1, len(vocabulary.sentinels)
+        needed, there = self.sentinels(length), len(vocabulary.sentinels)
         if there < needed:
             raise ModelError(
                 f"blocks of {length} tokens need {needed} sentinels, the tokenizer has {there}",
                 field="sentinels",
                 value=there,
-                hint=f"Train the tokenizer with <extra_id_0> to <extra_id_{needed - 1}> as special tokens, take a "
-                "larger mean_span, or shorter blocks",
+                hint=f"Take a tokenizer that has <extra_id_0> to <extra_id_{needed - 1}> as special tokens (one that is "
+                "trained here gets them), a larger mean_span, or shorter blocks",
             )
+
+    def sentinels(self, length: int) -> int:
+        """One per span that is cut out, and one for the end."""
+        return self._cut(length)[1] + 1
 
     def corrupt(
         self,

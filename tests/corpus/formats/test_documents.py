@@ -75,10 +75,19 @@ def test_side_files_of_datasets_are_left_out_only_there(tmp_path: Path) -> None:
     assert names(tmp_path / "b") == ["c.json", "state.json"]
 
 
-def test_files_of_several_formats_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "a.md", "b.txt")
-    with pytest.raises(DataError, match=r"documents.source: files of several formats.*markdown, text"):
-        resolve(make(tmp_path))
+def test_files_of_several_formats_are_read_each_in_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Heading\n\nof *Markdown*")
+    (tmp_path / "b.txt").write_text("plain *text*")
+    (tmp_path / "c.jsonl").write_text('{"text": "of a table"}\n')
+    assert [file.format for file in check_files(make(tmp_path))] == ["markdown", "text", "jsonl"]
+    assert [text.split()[-1] for text in texts(read(make(tmp_path)))] == ["Markdown", "*text*", "table"]
+
+
+def test_the_first_file_of_each_format_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("plain text")
+    (tmp_path / "b.jsonl").write_text('{"body": "of a table"}\n')
+    with pytest.raises(DataError, match=r"documents.text: no such column in b.jsonl.*valid: body"):
+        check_files(make(tmp_path))
 
 
 def test_a_directory_without_readable_files_says_what_there_is(tmp_path: Path) -> None:
