@@ -94,7 +94,7 @@ def _export(model: PreTrainedModel, file: Path) -> None:
 
 
 def _ended(ids: NDArray[np.int64], lengths: list[int], model: PreTrainedModel) -> NDArray[np.int64]:
-    """Rows of these lengths with the end token there and nowhere else, and padding after it, as decoders expect them."""
+    """Rows of these lengths: the end token there and nowhere else, then padding, as decoders expect them."""
     end, pad = (getattr(model.config, name, None) for name in ("eos_token_id", "pad_token_id"))
     if not isinstance(end, int):
         return ids

@@ -54,7 +54,7 @@ class TokenizerConfig(Config):
             return self
         if self.sentinels is not None:
             if self.sentinels < needed:
-                raise ValueError(f"the objective needs {needed} sentinels for blocks of this length; leave the setting out")
+                raise ValueError(f"the objective needs {needed} for blocks of this length; leave the setting out")
             return self
         least = self._least(SPECIAL_TOKENS + needed)
         if self.vocab_size < least:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from lspm_ray.artifact import MANIFEST, open_artifact
 from lspm_ray.config import Config, digest_of
 from lspm_ray.errors import ModelError
 
@@ -30,7 +31,8 @@ class ModelConfig(Config):
     """The pretrained model to start from.
 
     Attributes:
-        name: `org/model` on the Hugging Face Hub, a local directory, or `package:NAME/PATH`.
+        name: `org/model` on the Hugging Face Hub, a local directory, the URI of a run's artifact (`s3://...`), or
+            `package:NAME/PATH`.
         revision: commit, tag or branch, for Hub models. Pin a commit: a branch can change under you.
     """
 
@@ -78,6 +80,8 @@ def fingerprint(model: ModelConfig, *, weights: bool = True, field: str = "model
     Raises:
         ModelError: the directory or package does not exist.
     """
+    if "://" in model.name:
+        return open_artifact(model.name).digest
     if not model.name.startswith("package:") and not Path(model.name).expanduser().is_dir():
         return None
     wanted = _WANTED if weights else _TOKENIZER_WANTED
@@ -147,12 +151,15 @@ def _sha256(file: Path) -> str:
 
 
 def _wanted(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return sorted({file for pattern in patterns for file in directory.glob(pattern)})
+    found = {file for pattern in patterns for file in directory.glob(pattern)}
+    return sorted(file for file in found if file.name != MANIFEST)  # a model of another run is an artifact there
 
 
 def _directory(model: ModelConfig, field: str = "model.name", wanted: tuple[str, ...] = _WANTED) -> Path:
     if model.name.startswith("package:"):
         return _in_package(model.name, field)
+    if "://" in model.name:
+        return open_artifact(model.name).local()
     path = Path(model.name).expanduser()
     if path.is_dir():
         return path
@@ -161,7 +168,7 @@ def _directory(model: ModelConfig, field: str = "model.name", wanted: tuple[str,
     return _from_hub(model, field, wanted)
 
 
-_FORMS = ("org/model (Hub id)", "a local directory", "package:NAME/PATH")
+_FORMS = ("org/model (Hub id)", "a local directory", "the URI of an artifact", "package:NAME/PATH")
 
 
 def _in_package(name: str, field: str) -> Path:

@@ -19,8 +19,8 @@ class PretrainModelConfig(Config):
         architecture: of a fresh model, one of `models.presets.ARCHITECTURES`; None for the usual one of the objective.
         size: of a fresh model, one of `models.presets.SIZES`.
         config: fields of the architecture's transformers config that win over those of the size.
-        name: go on from this model instead: a Hub id, a directory or `package:NAME/PATH`. Its tokenizer is used, unless
-            the `tokenizer` section names another one of the same vocabulary.
+        name: go on from this model instead: a Hub id, a directory, an artifact's URI or `package:NAME/PATH`. Its
+            tokenizer is used, unless the `tokenizer` section names another one of the same vocabulary.
         revision: of a model on the Hub.
     """
 

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from lspm_ray.artifact import ArtifactStore
-from lspm_ray.errors import ModelError
+from lspm_ray.errors import ArtifactError, ModelError
 from lspm_ray.models.base import base
 from lspm_ray.models.directory import load_model, load_tokenizer, read_labels
 from lspm_ray.models.source import ModelConfig, copy, fingerprint, locate, locate_tokenizer
-from tests.toys import LABELS, toy_model_dir
+from tests.toys import LABELS, toy_model_artifact, toy_model_dir
 
 
 @pytest.fixture
@@ -23,6 +23,25 @@ def edit(directory: Path, **changes) -> None:
 
 def test_local_directory(directory):
     assert locate(ModelConfig(name=str(directory))) == directory
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_model_of_another_run(tmp_path, scheme):
+    made = toy_model_artifact(ArtifactStore(str(tmp_path / "other")), "pretrain")
+    taken = base(ModelConfig(name=scheme + made.uri), ArtifactStore(str(tmp_path / "run"))).local()
+    assert read_labels(taken) == list(LABELS)
+
+
+def test_a_uri_is_known_by_the_digest_of_the_artifact(tmp_path):
+    made = toy_model_artifact(ArtifactStore(str(tmp_path)), "pretrain")
+    assert fingerprint(ModelConfig(name=f"file://{made.uri}")) == made.digest
+
+
+def test_a_damaged_artifact_is_not_taken_over(tmp_path):
+    made = toy_model_artifact(ArtifactStore(str(tmp_path)), "pretrain")
+    edit(Path(made.uri), architectures=["Other"])
+    with pytest.raises(ArtifactError, match=r"config\.json"):
+        locate(ModelConfig(name=f"file://{made.uri}"))
 
 
 def test_folder_of_an_installed_package(tmp_path, monkeypatch):

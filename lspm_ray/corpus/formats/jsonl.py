@@ -28,9 +28,11 @@ class Jsonl(Format):
     def columns(self, file: SourceFile, config: SourceConfig) -> list[str]:
         """All keys in the first lines."""
         keys: dict[str, None] = {}
-        array = False
+        array, damage = False, ""
         for index, item in enumerate(_lines(Unit(0, file, 0, 1))):
-            if isinstance(item, Line):
+            if isinstance(item, Rejected):
+                damage = damage or item.reason
+            else:
                 array = array or (index == 0 and item.content.startswith(b"["))
                 try:
                     value = json.loads(item.content)
@@ -40,11 +42,12 @@ class Jsonl(Format):
             if index >= _LOOKED_AT:
                 break
         if array or not keys:
+            what = "the file holds one JSON array" if array else "none of its first lines is a JSON object"
             raise DataError(
-                "the file holds one JSON array" if array else "none of its first lines is a JSON object",
+                f"nothing can be read: {damage}" if damage else what,
                 field=f"{file.section}.source",
                 value=file.uri,
-                hint="JSON Lines has one object per line",
+                hint="Leave the file out, or get it again" if damage else "JSON Lines has one object per line",
             )
         return list(keys)
 

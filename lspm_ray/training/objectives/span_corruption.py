@@ -53,8 +53,8 @@ class SpanCorruption(Objective):
                 f"blocks of {length} tokens need {needed} sentinels, the tokenizer has {there}",
                 field="sentinels",
                 value=there,
-                hint=f"Take a tokenizer that has <extra_id_0> to <extra_id_{needed - 1}> as special tokens (one that is "
-                "trained here gets them), a larger mean_span, or shorter blocks",
+                hint=f"Take a tokenizer with <extra_id_0> to <extra_id_{needed - 1}> as special tokens (a trained one "
+                "gets them), a larger mean_span, or shorter blocks",
             )
 
     def sentinels(self, length: int) -> int:

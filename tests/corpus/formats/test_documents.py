@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,13 @@ def test_the_first_file_of_each_format_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("plain text")
     (tmp_path / "b.jsonl").write_text('{"body": "of a table"}\n')
     with pytest.raises(DataError, match=r"documents.text: no such column in b.jsonl.*valid: body"):
+        check_files(make(tmp_path))
+
+
+def test_a_first_file_that_is_cut_short_says_so(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"text": "some text"}\n' * 100_000)
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 50])
+    with pytest.raises(DataError, match=r"nothing can be read: .*cut short"):
         check_files(make(tmp_path))
 
 
