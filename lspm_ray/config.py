@@ -69,6 +69,15 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError("the value is not valid YAML", field=path, value=text) from None
+    assign(raw, path, value)
+
+
+def assign(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set the field at a dotted path, list elements by their number; sections on the way are made.
+
+    Raises:
+        ConfigError: there is a value where a section should be, or no such list element.
+    """
     keys = path.split(".")
     node: Any = raw
     for depth, key in enumerate(keys[:-1]):
@@ -77,16 +86,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[place] = {}
         if not isinstance(child, dict | list):
-            raise _no_section(child, keys, depth, text)
+            raise _no_section(child, keys, depth, value)
         node = child
     node[_place(node, keys[-1], path)] = value
 
 
-def _no_section(found: object, keys: list[str], depth: int, text: str) -> ConfigError:
+def _no_section(found: object, keys: list[str], depth: int, value: object) -> ConfigError:
     path, head, rest = ".".join(keys), ".".join(keys[: depth + 1]), keys[depth + 1 :]
     # A plugin may be given by its bare name: in a list that of a method, elsewhere under the key of its kind.
     kind = "method" if keys[depth].isdigit() else keys[depth]
-    inner = "".join(f"{key}: {{" for key in rest[:-1]) + f"{rest[-1]}: {text}" + "}" * len(rest[:-1])
+    inner = "".join(f"{key}: {{" for key in rest[:-1]) + f"{rest[-1]}: {value}" + "}" * len(rest[:-1])
     hint = f"If that names a plugin, write it out: {head}='{{{kind}: {found}, {inner}}}'"
     return ConfigError(
         f"`{head}` is a value, not a section", field=path, value=found, hint=hint if isinstance(found, str) else None
