@@ -1,0 +1,415 @@
+"""Runs the trials of a sweep on Ray Tune. The only user of it.
+
+Ray Tune schedules, restarts processes and stops trials; what is known is in `Records`, which this process writes: Ray's
+own state files are pickles that are rewritten in place, and are never read. A sweep that was killed is a new run of Ray
+Tune whose searcher and scheduler are told of the trials before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import io
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lspm_ray.errors import TrainingError
+from lspm_ray.progress import Report
+from lspm_ray.tuning.config import TuneConfig
+from lspm_ray.tuning.goals import Goals
+from lspm_ray.tuning.records import Epoch, Records, Trial
+from lspm_ray.tuning.scheduler import EPOCH, Scheduler
+from lspm_ray.tuning.searcher import Searcher, propose
+from lspm_ray.tuning.space import Params, Space
+from lspm_ray.tuning.view import left, picture
+
+OnEpoch = Callable[[int, Mapping[str, float]], None]
+"""Takes the number of an epoch and its metrics; may not return: then the trial is not worth going on with."""
+
+_VIEW_EVERY_S = 2.0
+_FORGET_AFTER_S = 5.0
+"""What a stopped trial leaves is removed when its process has surely let go of it."""
+_GIVE_UP_AFTER = 5
+"""Failed trials without one that did not: then the configuration is at fault, not the point."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial brought.
+
+    Attributes:
+        history: metrics on validation after each epoch, by its number.
+        values: by name, what objectives and constraints are computed from.
+    """
+
+    history: dict[int, dict[str, float]]
+    values: dict[str, float]
+
+
+class Problem(Protocol):
+    """What is tuned. Sent to the processes of the trials."""
+
+    def run(self, trial: Trial, on_epoch: OnEpoch, beat: Callable[[], None]) -> Outcome:
+        """Run a trial, or go on with it where it was.
+
+        Args:
+            trial: which one.
+            on_epoch: to be told of every epoch but the last.
+            beat: to be called whenever there is progress.
+        """
+
+    def forget(self, trial: Trial) -> None:
+        """Remove what an unfinished trial has left behind."""
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What a trial holds while it runs.
+
+    Attributes:
+        cpus: of Ray.
+        gpus: of Ray.
+        concurrent: trials at the same time.
+        fresh: each has a process of its own, which ends with it.
+    """
+
+    cpus: float
+    gpus: float
+    concurrent: int
+    fresh: bool = False
+
+
+@dataclass
+class Sweeper:
+    """One run of a sweep.
+
+    Attributes:
+        config: the section `tune`.
+        goals: what is wanted.
+        metric: quality on validation after each epoch.
+        seed: of the trainings in the search.
+        problem: what is tuned.
+        records: of earlier runs of the sweep; new ones are added.
+        reserve: for each trial.
+        log_uri: directory for TensorBoard.
+        report: progress.
+        trials: by number.
+        minutes: of the whole sweep; None without limit.
+    """
+
+    config: TuneConfig
+    goals: Goals
+    metric: str
+    seed: int
+    problem: Problem
+    records: Records
+    reserve: Reserve
+    log_uri: str
+    report: Report
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._before_s, self._started = self.records.elapsed(), time.monotonic()
+        for trial in self.records.load():
+            again = self.config.retry_failed and trial.status == "failed"
+            self.trials[trial.number] = trial.model_copy(update={"status": "running"}) if again else trial
+
+    @property
+    def seconds(self) -> float:
+        """Since the sweep began, pauses between its runs not counted."""
+        return self._before_s + time.monotonic() - self._started
+
+    @property
+    def search_trials(self) -> list[Trial]:
+        """All trials but the finalists' repetitions."""
+        return [trial for trial in self.trials.values() if not trial.finalist]
+
+    @property
+    def limit(self) -> int:
+        """How many trials the search may make."""
+        return self.config.budget.trials
+
+    def search(self) -> None:
+        """Try points until the budget is used up or every point was tried.
+
+        Raises:
+            TrainingError: the first trials all failed.
+        """
+        space, searcher = Space(self.config.space), Searcher.make(self.config.searcher)
+
+        def following() -> Trial | None:
+            known = self.search_trials
+            if len(known) >= self.limit:
+                return None
+            number = max((trial.number for trial in self.trials.values()), default=-1) + 1
+            params = propose(searcher, space, self.goals, known, number, self.config.seed)
+            return None if params is None else Trial(number=number, params=params, seed=self.seed)
+
+        scheduler = Scheduler.make(self.config.scheduler)
+        mode = "min" if self.metric == "loss" else "max"
+        over = [trial for trial in self.search_trials if trial.over]
+        waiting = [trial for trial in self.search_trials if not trial.over]
+        if len(over) < self.limit:
+            _Phase(self, waiting, following, scheduler.build(self.metric, mode, over), self._exhausted).run()
+        spent = self._exhausted() or "the budget"
+        for trial in self.search_trials:
+            if not trial.over:  # written down as running: with a larger budget it goes on
+                cut = {"status": "stopped", "reason": f"{spent} is used up", "ended": self.seconds}
+                self.trials[trial.number] = trial.model_copy(update=cut)
+        self._raise_if_hopeless()
+
+    def repeat(self, points: Sequence[Params]) -> dict[int, list[Trial]]:
+        """Train points again, each with every further seed.
+
+        Returns:
+            Per point, by its place, the trials of all further seeds.
+        """
+        made: dict[int, list[Trial]] = {}
+        for place, params in enumerate(points):
+            for extra in range(1, self.config.seeds):
+                made.setdefault(place, []).append(self._repetition(params, self.seed + extra))
+        waiting = [trial for trials in made.values() for trial in trials if not trial.over]
+        if waiting:
+            from ray.tune.schedulers import FIFOScheduler
+
+            _Phase(self, waiting, lambda: None, FIFOScheduler(), lambda: "").run()
+        return {place: [self.trials[trial.number] for trial in trials] for place, trials in made.items()}
+
+    def keep(self, trial: Trial) -> None:
+        """Write down what is new of a trial."""
+        self.trials[trial.number] = trial
+        self.records.save(trial)
+
+    def _repetition(self, params: Params, seed: int) -> Trial:
+        for trial in self.trials.values():
+            if trial.finalist and trial.params == params and trial.seed == seed:
+                return trial
+        number = max(self.trials) + 1
+        trial = Trial(number=number, params=params, seed=seed, finalist=True, began=self.seconds)
+        self.keep(trial)
+        return trial
+
+    def _exhausted(self) -> str:
+        """Which part of the budget is used up; empty if none is."""
+        budget = self.config.budget
+        if budget.minutes is not None and self.seconds + self._finalists_s() >= 60 * budget.minutes:
+            return f"the time budget of {budget.minutes:g} minutes"
+        used = sum((trial.ended or self.seconds) - trial.began for trial in self.search_trials) * self.reserve.cpus
+        if budget.cpu_hours is not None and used >= 3600 * budget.cpu_hours:
+            return f"the budget of {budget.cpu_hours:g} CPU hours"
+        return ""
+
+    def _finalists_s(self) -> float:
+        """About how long training the best points again will take."""
+        done = [t for t in self.search_trials if t.status == "done" and self.goals.violation(t.values) == 0]
+        best = sorted(done, key=lambda trial: self.goals.order(trial.values))[: self.config.finalists]
+        seconds = [trial.seconds for trial in best]
+        rounds = math.ceil(len(seconds) * (self.config.seeds - 1) / self.reserve.concurrent)
+        return rounds * max(seconds, default=0.0)
+
+    def _raise_if_hopeless(self) -> None:
+        trials = self.search_trials
+        if trials and all(trial.status == "failed" for trial in trials):
+            raise TrainingError(
+                f"every trial failed; the first: {trials[0].reason}",
+                field="tune",
+                hint="Mend the configuration, then run again with tune.retry_failed=true",
+            )
+
+
+class _Phase:
+    """One run of Ray Tune; `adapters` carry over what it asks and tells.
+
+    Args:
+        sweeper: whose trials these are.
+        waiting: trials to run first.
+        following: makes another one; None when there is none.
+        scheduler: Ray Tune's.
+        exhausted: which part of the budget is used up.
+    """
+
+    def __init__(
+        self,
+        sweeper: Sweeper,
+        waiting: Sequence[Trial],
+        following: Callable[[], Trial | None],
+        scheduler: Any,
+        exhausted: Callable[[], str],
+    ) -> None:
+        self.sweeper, self.waiting, self.following = sweeper, list(waiting), following
+        self.scheduler, self.exhausted = scheduler, exhausted
+        self._forget: list[tuple[float, Trial]] = []
+        self._viewed = 0.0
+
+    def run(self) -> None:
+        from ray import tune
+
+        from lspm_ray.tuning.adapters import Listener, Stop, Suggest
+
+        sweeper = self.sweeper
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        reserve = sweeper.reserve
+        trainable = _trainable(sweeper.problem, sweeper.metric, sweeper.config.hang_s)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": reserve.cpus, "gpu": reserve.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=Suggest(self),
+                scheduler=self.scheduler,
+                num_samples=-1,
+                max_concurrent_trials=reserve.concurrent,
+                reuse_actors=not reserve.fresh,
+                trial_name_creator=lambda trial: f"trial-{trial.config['number']:05d}",
+                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:05d}",
+            ),
+            run_config=tune.RunConfig(
+                name=uuid.uuid4().hex[:8],
+                storage_path=sweeper.log_uri,
+                stop=Stop(self),
+                callbacks=[Listener(self)],
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # even the least verbosity prints a table of all settings
+            tuner.fit()
+        self._clean(math.inf)
+
+    def suggest(self) -> dict[str, Any] | None:
+        """The config of the next trial; None at the end."""
+        if self.waiting:
+            trial = self.waiting.pop(0)
+        else:
+            following = self.following()
+            if following is None:
+                return None
+            trial = following.model_copy(update={"began": self.sweeper.seconds})
+            self.sweeper.keep(trial)
+        return trial.model_dump(mode="json", include={"number", "params", "seed", "finalist", "history"})
+
+    def started(self, number: int) -> None:
+        trial = self.sweeper.trials[number]
+        if not trial.history:
+            self.sweeper.keep(trial.model_copy(update={"began": self.sweeper.seconds}))
+
+    def told(self, number: int, result: Mapping[str, Any]) -> None:
+        """Write down what a trial has reported."""
+        trial, now = self.sweeper.trials[number], self.sweeper.seconds
+        known = len(trial.history)
+        history = [Epoch(epoch=int(n), metrics=m, seconds=now) for n, m in result["history"].items()]
+        if "values" in result:
+            update = {"status": "done", "values": result["values"], "ended": now}
+            trial = trial.model_copy(update=update | {"history": trial.history + history[known:]})
+        elif len(history) > known:
+            trial = trial.model_copy(update={"history": trial.history + history[known:]})
+        else:
+            return
+        self.sweeper.keep(trial)
+
+    def ended(self, number: int, error: str = "") -> None:
+        """Write down how a trial ended, unless it has said so itself."""
+        sweeper, trial = self.sweeper, self.sweeper.trials[number]
+        if trial.over:
+            return
+        spent = self.exhausted()
+        if error:
+            sweeper.keep(trial.model_copy(update={"status": "failed", "reason": error, "ended": sweeper.seconds}))
+        elif not trial.history or spent:
+            return  # not judged, only out of time
+        else:
+            last = trial.history[-1]
+            name = Scheduler.make(sweeper.config.scheduler).name
+            reason = f"{name}: {sweeper.metric} {last.metrics[sweeper.metric]:.4g} after epoch {last.epoch}"
+            sweeper.keep(trial.model_copy(update={"status": "stopped", "reason": reason, "ended": sweeper.seconds}))
+        self._forget.append((sweeper.seconds, sweeper.trials[number]))
+
+    def hopeless(self) -> bool:
+        """Whether so many trials failed, and none did not, that more would too."""
+        over = [trial for trial in self.sweeper.search_trials if trial.over]
+        return len(over) >= _GIVE_UP_AFTER and all(trial.status == "failed" for trial in over)
+
+    def tick(self) -> None:
+        """What is to be done now and then."""
+        sweeper = self.sweeper
+        self._clean(sweeper.seconds - _FORGET_AFTER_S)
+        if time.monotonic() - self._viewed < _VIEW_EVERY_S:
+            return
+        self._viewed = time.monotonic()
+        trials = list(sweeper.trials.values())
+        budget = max(len(trials), sweeper.limit)
+        sweeper.report(
+            picture(trials, sweeper.goals, sweeper.metric, budget, sweeper.seconds, self._left(trials, budget))
+        )
+
+    def _left(self, trials: Sequence[Trial], budget: int) -> float | None:
+        found, minutes = left(trials, budget, self.sweeper.seconds), self.sweeper.config.budget.minutes
+        if minutes is None:
+            return found
+        rest = max(0.0, 60 * minutes - self.sweeper.seconds)
+        return rest if found is None else min(rest, found)
+
+    def _clean(self, before: float) -> None:
+        for entry in [entry for entry in self._forget if entry[0] <= before]:
+            self._forget.remove(entry)
+            self.sweeper.problem.forget(entry[1])
+
+
+def _trainable(problem: Problem, metric: str, hang_s: float) -> Callable[[dict[str, Any]], None]:
+    def run(config: dict[str, Any]) -> None:
+        from ray import tune
+
+        trial = Trial.parse(config)
+        history = {epoch.epoch: epoch.metrics for epoch in trial.history}
+
+        def tell(**more: Any) -> None:
+            number, metrics = max(history.items())
+            result = {EPOCH: number, metric: metrics[metric], "history": {str(n): m for n, m in history.items()}}
+            tune.report(result | more)
+
+        def on_epoch(number: int, metrics: Mapping[str, float]) -> None:
+            heart.beat()
+            _check_finite(metrics, f"after epoch {number}")
+            history[number] = dict(metrics)
+            tell()
+
+        with _Heart(hang_s) as heart:
+            for epoch in trial.history:  # a scheduler that is new to it must hear of them
+                tune.report({EPOCH: epoch.epoch, metric: epoch.metrics[metric], "history": {}})
+            outcome = problem.run(trial, on_epoch, heart.beat)
+            history |= outcome.history
+            _check_finite(outcome.values, "at the end")
+            for number, metrics in history.items():
+                _check_finite(metrics, f"after epoch {number}")
+        tell(values=outcome.values)
+
+    return run
+
+
+class _Heart:
+    """Ends the process when nothing happens for a long time, whatever it hangs in; its log then says where that was."""
+
+    def __init__(self, hang_s: float) -> None:
+        self._hang_s = hang_s
+
+    def __enter__(self) -> _Heart:
+        self.beat()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def beat(self) -> None:
+        faulthandler.dump_traceback_later(self._hang_s, exit=True)
+
+
+def _check_finite(values: Mapping[str, float], when: str) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"{name} is {value} {when}", field="tune")

@@ -1,0 +1,85 @@
+"""What a running sweep looks like, as text. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from lspm_ray.tuning.goals import Goals
+from lspm_ray.tuning.records import Trial
+from lspm_ray.tuning.space import Params
+
+_SHOWN = 6
+_WIDTH = 30
+
+
+def picture(
+    trials: Sequence[Trial], goals: Goals, metric: str, budget: int, seconds: float, left_s: float | None
+) -> str:
+    """A line of counts, the best trial so far, those that run, and the last that ended early or failed.
+
+    Args:
+        trials: all so far.
+        goals: what makes one good.
+        metric: quality after each epoch.
+        budget: trials that there will be.
+        seconds: since the sweep began.
+        left_s: about how many more it takes, if known.
+    """
+    count = {status: sum(trial.status == status for trial in trials) for status in ("done", "stopped", "failed")}
+    over = sum(count.values())
+    head = f"{over}/{budget} trials: {count['done']} done, {count['stopped']} stopped early, {count['failed']} failed"
+    head += f"; {clock(seconds)}" + ("" if left_s is None else f", {clock(left_s)} left")
+    lines = [head]
+    best = best_of(trials, goals)
+    if best is not None:
+        lines.append(f"  best    {_row(best)}  {_values(best, goals)}")
+    running = [trial for trial in trials if trial.status == "running"]
+    lines += [f"  running {_row(trial)}  {_progress(trial, metric)}" for trial in running[:_SHOWN]]
+    ended = [trial for trial in trials if trial.status in ("stopped", "failed")]
+    lines += [f"  {trial.status:<7} {_row(trial)}  {trial.reason}" for trial in ended[-2:]]
+    return "\n".join(lines)
+
+
+def best_of(trials: Sequence[Trial], goals: Goals) -> Trial | None:
+    """The best trial that has ended and keeps the constraints."""
+    done = [trial for trial in trials if trial.status == "done" and goals.violation(trial.values) == 0]
+    return min(done, key=lambda trial: (goals.order(trial.values), trial.number), default=None)
+
+
+def left(trials: Sequence[Trial], budget: int, seconds: float) -> float | None:
+    """Seconds until `budget` trials are over, at the pace so far; None before any is."""
+    over = sum(trial.over for trial in trials)
+    return None if not over else max(0.0, (budget - over) * seconds / over)
+
+
+def shown(params: Params) -> str:
+    """A point in a few words: the last parts of the names, numbers to three digits."""
+    return ", ".join(f"{path.rpartition('.')[2]}={_short(value)}" for path, value in params.items())
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _row(trial: Trial) -> str:
+    return f"#{trial.number:<3} {shown(trial.params)}"
+
+
+def _values(trial: Trial, goals: Goals) -> str:
+    return ", ".join(f"{name} {trial.values[name]:.4g}" for name in goals.names)
+
+
+def _progress(trial: Trial, metric: str) -> str:
+    if not trial.history:
+        return "first epoch"
+    last = trial.history[-1]
+    return f"epoch {last.epoch}: {metric} {last.metrics[metric]:.4g}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _WIDTH else f"…{text[-_WIDTH:]}"
