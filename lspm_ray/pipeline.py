@@ -17,6 +17,7 @@ from lspm_ray.documents.collect import collect_documents
 from lspm_ray.documents.tokenizer import make_tokenizer
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.base import base
+from lspm_ray.models.source import ModelConfig
 from lspm_ray.profiling.profile import profile
 from lspm_ray.progress import Report
 from lspm_ray.report.build import build_report
@@ -80,7 +81,7 @@ class Pipeline:
     @cached_property
     def task(self) -> Task:
         """The task."""
-        return Task.make(self.settings.task)
+        return Task.make(self.chosen.task)
 
     @cached_property
     def documents(self) -> Artifact:
@@ -116,38 +117,59 @@ class Pipeline:
         return build_pretraining_report(self.documents, blocks, made, self.store)
 
     @cached_property
+    def tune(self) -> Artifact:
+        """The sweep."""
+        from lspm_ray.sweep import sweep
+
+        return sweep(self.settings, self.store, self.report)
+
+    @cached_property
+    def chosen(self) -> Settings:
+        """The settings of everything that follows: with the winner's values, where the run uses a sweep."""
+        if "tune" not in self.settings.stages:
+            return self.settings
+        from lspm_ray.sweep import with_winner
+
+        return with_winner(self.settings, self.tune)
+
+    @cached_property
     def base(self) -> Artifact:
         """The pretrained model that was taken over, copied into the store."""
-        return base(self.settings.start, self.store, eos_pads=self.settings.pretrain is not None)
+        return base(self._taken_over, self.store, eos_pads=self.settings.pretrain is not None)
 
     @property
     def start(self) -> Artifact:
         """What fine-tuning starts from."""
         return self.base if self.settings.pretrain is None else self.pretrain
 
+    @property
+    def _taken_over(self) -> ModelConfig:
+        # With `pretrain` this is the model to go on from, which no sweep changes.
+        return self.settings.start if self.settings.pretrain is not None else self.chosen.start
+
     @cached_property
     def prepare(self) -> Artifact:
         """The corpus: cleaned, split, tokenised."""
-        data = prepare(self.settings.labelled, self.task, self.start, self.store, self.report)
-        check_feasible(self.settings.select, sum(class_counts(data, "calibration")))
+        data = prepare(self.chosen.labelled, self.task, self.start, self.store, self.report)
+        check_feasible(self.chosen.select, sum(class_counts(data, "calibration")))
         return data
 
     @cached_property
     def finetune(self) -> Artifact:
         """The full model."""
-        config, wait = self.settings.finetune, self.settings.cluster.wait_for_nodes_s
+        config, wait = self.chosen.finetune, self.chosen.cluster.wait_for_nodes_s
         return finetune(config, self.task, self.start, self.prepare, self.store, self.report, wait)
 
     @cached_property
     def gain(self) -> Artifact:
         """What pretraining gave to the full model."""
-        config, wait = self.settings.finetune, self.settings.cluster.wait_for_nodes_s
+        config, wait = self.chosen.finetune, self.chosen.cluster.wait_for_nodes_s
         return gain(config, self.task, self.start, self.finetune, self.prepare, self.store, self.report, wait)
 
     @cached_property
     def compress(self) -> dict[str, Artifact]:
         """Every variant by name, without the full model."""
-        config, wait = self.settings.compress, self.settings.cluster.wait_for_nodes_s
+        config, wait = self.chosen.compress, self.chosen.cluster.wait_for_nodes_s
         return compress(config, self.task, self.finetune, self.prepare, self.store, self.report, wait)
 
     @property
@@ -157,7 +179,7 @@ class Pipeline:
 
     @cached_property
     def _profiled(self) -> tuple[Artifact, dict[str, Artifact]]:
-        config = self.settings.profile.as_served(self.settings.serve.variant.threads, self.settings.serve.variant.gpus)
+        config = self.chosen.profile.as_served(self.chosen.serve.variant.threads, self.chosen.serve.variant.gpus)
         return profile(config, self.task, self.models, self.prepare, self.store, self.report)
 
     @property
@@ -174,7 +196,7 @@ class Pipeline:
     def select(self) -> Artifact:
         """Plan and certificate."""
         return select(
-            self.settings.select,
+            self.chosen.select,
             self.task,
             self.models,
             self.profile,

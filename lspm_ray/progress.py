@@ -28,8 +28,8 @@ class _Mailbox:
 
 
 @contextmanager
-def channel(report: Report) -> Iterator[Report]:
-    """A `Report` that can be sent to Ray workers; what they report arrives at `report` in this process."""
+def channel(report: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
+    """A function that can be sent to Ray workers; what they call it with arrives at `report` in this process."""
     import ray
     from ray.exceptions import RayActorError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

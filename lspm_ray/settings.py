@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -9,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from lspm_ray.cluster import ClusterConfig
 from lspm_ray.compression.compress import CompressConfig
 from lspm_ray.compression.recipe import FULL
-from lspm_ray.config import Config
+from lspm_ray.config import Config, assign
 from lspm_ray.corpus.config import DataConfig
 from lspm_ray.documents.blocks_config import BlocksConfig
 from lspm_ray.documents.config import DocumentsConfig
@@ -23,6 +25,7 @@ from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import FinetuneConfig
 from lspm_ray.training.objective import Objective
 from lspm_ray.training.pretrain_config import PretrainConfig
+from lspm_ray.tuning.config import TuneConfig
 
 
 class Settings(Config):
@@ -36,6 +39,7 @@ class Settings(Config):
         task: `{task: NAME, ...}` or just the name.
         data: labelled texts; with them the second half is made.
         model: that fine-tuning starts from; None takes the one that was pretrained.
+        tune: which of these settings a sweep may change, and what it is after.
     """
 
     output: str = Field(min_length=1)
@@ -53,6 +57,7 @@ class Settings(Config):
     serve: ServeConfig = ServeConfig()
     predict: OfflineConfig = OfflineConfig()
     cluster: ClusterConfig = ClusterConfig()
+    tune: TuneConfig | None = None
 
     @field_validator("task", mode="before")
     @classmethod
@@ -80,24 +85,44 @@ class Settings(Config):
                 raise ValueError(f"tokenizer.sentinels: {error}") from None
         if self.data is not None and self.model is None and self.pretrain is None:
             raise ValueError("`data` needs a `model`, or `pretrain` to make one")
+        if self.tune is not None and self.data is None:
+            raise ValueError("`tune` needs `data`: a sweep compares models on labelled texts")
         return self
 
     @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages of this run, in the order of the data."""
         continued = self.pretrain is not None and self.pretrain.model.name is not None
-        present = {
-            "documents": self.documents is not None,
-            "base": self.model is not None or continued,
-            "tokenizer": self.tokenizer is not None,
-            "blocks": self.tokenizer is not None or self.pretrain is not None,
-            "pretrain": self.pretrain is not None,
-            "text_report": self.documents is not None,
-        }
-        present |= dict.fromkeys(("prepare", "finetune"), self.data is not None)
-        present["gain"] = self.data is not None and self.pretrain is not None and self.finetune.compare_scratch
-        present |= dict.fromkeys(("compress", "profile", "select", "report"), self.data is not None)
-        return tuple(name for name, there in present.items() if there)
+        labelled = self.data is not None
+        present = [
+            ("documents", self.documents is not None),
+            ("base", continued),
+            ("tokenizer", self.tokenizer is not None),
+            ("blocks", self.tokenizer is not None or self.pretrain is not None),
+            ("pretrain", self.pretrain is not None),
+            ("text_report", self.documents is not None),
+            ("tune", self.tune is not None and self.tune.use_winner),
+            ("base", self.model is not None),
+            ("prepare", labelled),
+            ("finetune", labelled),
+            ("gain", labelled and self.pretrain is not None and self.finetune.compare_scratch),
+            *((name, labelled) for name in ("compress", "profile", "select", "report")),
+        ]
+        return tuple(name for name, there in present if there)
+
+    def with_values(self, values: Mapping[str, Any]) -> Settings:
+        """These settings with other values of some fields; the section `tune` is left out.
+
+        Args:
+            values: dotted path of a field -> its value.
+
+        Raises:
+            ConfigError: a field does not exist, or a value does not fit.
+        """
+        raw = copy.deepcopy(self.model_dump(exclude_unset=True, exclude={"tune"}))
+        for path, value in values.items():
+            assign(raw, path, copy.deepcopy(value))
+        return Settings.parse(raw)
 
     @property
     def tokenizer_of_objective(self) -> TokenizerConfig | None:

@@ -14,9 +14,10 @@ from lspm_ray.cluster import node_cpus, totals
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.compression.recipe import FULL, VariantConfig, waves
 from lspm_ray.config import Config
+from lspm_ray.corpus.execute import run_serially
 from lspm_ray.corpus.shards import class_counts, split_files
 from lspm_ray.errors import UserError
-from lspm_ray.evaluation.outputs import teach
+from lspm_ray.evaluation.outputs import InferHere, teach
 from lspm_ray.models.directory import load_tokenizer, read_variant, write_variant
 from lspm_ray.progress import Report, channel
 from lspm_ray.tasks import Task
@@ -72,8 +73,19 @@ def compress(
     store: ArtifactStore,
     report: Report,
     wait_for_nodes_s: float | None = None,
+    here: int | None = None,
 ) -> dict[str, Artifact]:
     """Make every variant; what is already there, or shared between variants, is not made again.
+
+    Args:
+        config: which variants.
+        task: what they are for.
+        full: the model they are made of.
+        data: the prepared corpus.
+        store: where they go.
+        report: progress.
+        wait_for_nodes_s: see `ClusterConfig.wait_for_nodes_s`.
+        here: make them in this process, which is a worker of Ray already, with so many threads.
 
     Returns:
         Variant name -> model directory.
@@ -82,7 +94,7 @@ def compress(
         UserError: a method does not fit the model.
     """
     methods = [m for variant in config.variants.values() for m in variant.methods()]
-    teacher = teach(full, data, store, TEACHER_COLUMN, report) if any(m.needs_teacher for m in methods) else None
+    teacher = _teach(full, data, store, report, here) if any(m.needs_teacher for m in methods) else None
     made: dict[int, Artifact] = {}
     for wave in waves(config.variants):
         steps = []
@@ -90,7 +102,8 @@ def compress(
             source = made[_id(prefix[:-1])] if len(prefix) > 1 else full
             step = _step(config, task, prefix[-1], source, data, teacher, store)
             steps.append(step.model_copy(update={"wait_for_nodes_s": wait_for_nodes_s}))
-        for prefix, artifact in zip(wave, _run(steps, store, report), strict=True):
+        made_now = _run(steps, store, report) if here is None else _run_here(steps, store, report, here)
+        for prefix, artifact in zip(wave, made_now, strict=True):
             made[_id(prefix)] = artifact
     return {name: made[_id(variant.recipe)] for name, variant in config.variants.items()}
 
@@ -152,6 +165,19 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
     return [store.get(f"{STAGE}-{step.key}") for step in steps]
 
 
+def _run_here(steps: list[_Step], store: ArtifactStore, report: Report, threads: int) -> list[Artifact]:
+    for step in steps:
+        if store.find(STAGE, step.key) is None:
+            _make(step.model_copy(update={"threads": threads}).model_dump(mode="json"), report)
+    return [store.get(f"{STAGE}-{step.key}") for step in steps]
+
+
+def _teach(full: Artifact, data: Artifact, store: ArtifactStore, report: Report, here: int | None) -> Artifact:
+    if here is None:
+        return teach(full, data, store, TEACHER_COLUMN, report)
+    return teach(full, data, store, TEACHER_COLUMN, report, InferHere(here), run_serially)
+
+
 def _make(raw: dict[str, Any], report: Report) -> None:
     import torch
 
@@ -194,13 +220,15 @@ def _train(
         # `start` lies inside the draft, which must hold the result only.
         moved = Path(shutil.move(start, temporary))
         initial = _keep_start(ArtifactStore(work), moved)
-        files = split_files(open_artifact(step.teacher), "train") if step.teacher else split_files(data, "train")
+        source = open_artifact(step.teacher) if step.teacher else data
+        # This process holds CPUs of the cluster: tasks that it waited for might never get any.
+        files = split_files(source, "train", run_serially)
         job = TrainJob(
             model_uri=initial.uri,
             labels=None,
             task=step.what["task"],
             train_files=files,
-            validation_files=split_files(data, "validation"),
+            validation_files=split_files(data, "validation", run_serially),
             train_rows=sum(class_counts(data, "train")),
             class_counts=class_counts(data, "train"),
             config=config,

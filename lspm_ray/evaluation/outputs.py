@@ -5,7 +5,7 @@ Every later decision (quality, thresholds, certificate) is computed from these f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lspm_ray.artifact import Artifact, ArtifactStore, open_artifact
+from lspm_ray.artifact import Artifact, ArtifactStore, filesystem, open_artifact
 from lspm_ray.cluster import DATA_TASK_CPUS, totals
 from lspm_ray.config import Config
+from lspm_ray.corpus.execute import Execute
 from lspm_ray.corpus.shards import class_counts, split_files
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.progress import Report
@@ -93,6 +94,40 @@ def infer(files: Sequence[str], models: Mapping[str, Artifact], columns: Sequenc
     )
 
 
+class InferHere:
+    """`infer` in this process, for a job that runs inside a Ray task.
+
+    Args:
+        threads: CPU threads.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def __call__(
+        self, files: Sequence[str], models: Mapping[str, Artifact], columns: Sequence[str], gpu: bool
+    ) -> Iterator[pa.Table]:
+        """See `infer`."""
+        compute = _Infer({column: model.uri for column, model in models.items()}, self._threads, gpu)
+        for uri in files:
+            fs, path = filesystem(uri)
+            with fs.open_input_file(path) as stream:
+                for batch in pq.ParquetFile(stream).iter_batches(_BATCH_ROWS, columns=[*columns, "input_ids"]):
+                    table = compute(pa.Table.from_batches([batch]))
+                    yield table.append_column("path", pa.array([uri] * table.num_rows))
+
+
+Infer = Callable[[Sequence[str], Mapping[str, Artifact], Sequence[str], bool], Iterator[pa.Table]]
+"""Rows of prepared shards with a column of logits per model, table by table: see `infer`."""
+
+
+def infer_on_ray(
+    files: Sequence[str], models: Mapping[str, Artifact], columns: Sequence[str], gpu: bool
+) -> Iterator[pa.Table]:
+    """`infer`, computed now."""
+    yield from infer(files, models, columns, gpu).iter_batches(batch_size=None, batch_format="pyarrow")
+
+
 def outputs(
     models: Mapping[str, Artifact],
     data: Artifact,
@@ -100,6 +135,8 @@ def outputs(
     report: Report,
     gpu: bool = False,
     splits: Sequence[str] = EVALUATION_SPLITS,
+    compute: Infer = infer_on_ray,
+    execute: Execute | None = None,
 ) -> dict[str, Artifact]:
     """Outputs of every model on the evaluation splits; only missing ones are computed, in one pass over the data.
 
@@ -110,6 +147,8 @@ def outputs(
         report: progress.
         gpu: compute them on GPUs. As the models are served: arithmetic differs between devices.
         splits: of the corpus.
+        compute: runs the models; by default Ray Data on the connected cluster.
+        execute: checks large shards; by default the same.
 
     Returns:
         Per model an artifact with `<split>.parquet`: id, label, logits [labels].
@@ -118,14 +157,14 @@ def outputs(
     keys = {name: store.key(OUTPUTS_STAGE, what, _parents(model, data)) for name, model in models.items()}
     missing = {name: models[name] for name, key in keys.items() if store.find(OUTPUTS_STAGE, key) is None}
     if missing:
-        files = {file: split for split in splits for file in split_files(data, split)}
+        files = {file: split for split in splits for file in split_files(data, split, execute)}
         total = sum(sum(class_counts(data, split)) for split in splits)
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(_writer(store, what, _parents(model, data), keys[name]))
                 for name, model in missing.items()
             }
-            _fill(writers, infer(list(files), missing, ["id", "label"], gpu), files, total, report)
+            _fill(writers, compute(list(files), missing, ["id", "label"], gpu), files, total, report)
     return {name: store.get(f"{OUTPUTS_STAGE}-{key}") for name, key in keys.items()}
 
 
@@ -161,11 +200,11 @@ def _writer(store: ArtifactStore, what: dict[str, Any], parents: dict[str, str],
 
 
 def _fill(
-    writers: dict[str, _SplitWriter], rows: ray.data.Dataset, files: dict[str, str], total: int, report: Report
+    writers: dict[str, _SplitWriter], tables: Iterator[pa.Table], files: dict[str, str], total: int, report: Report
 ) -> None:
     by_name = {_tail(file): split for file, split in files.items()}
     done = 0
-    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for table in tables:
         done += table.num_rows
         report(f"outputs of {len(writers)} model(s): {done}/{total} rows")
         paths = table["path"].to_pylist()
@@ -181,7 +220,15 @@ def _tail(path: str) -> str:
     return "/".join(path.split("/")[-2:])
 
 
-def teach(teacher: Artifact, data: Artifact, store: ArtifactStore, column: str, report: Report) -> Artifact:
+def teach(
+    teacher: Artifact,
+    data: Artifact,
+    store: ArtifactStore,
+    column: str,
+    report: Report,
+    compute: Infer = infer_on_ray,
+    execute: Execute | None = None,
+) -> Artifact:
     """The training split with the teacher's logits in `column`: computed once, for every student.
 
     Returns:
@@ -193,8 +240,8 @@ def teach(teacher: Artifact, data: Artifact, store: ArtifactStore, column: str, 
         (draft.path / "train").mkdir()
         done = 0
         # A student learns as well from logits that were rounded: any GPU will do.
-        rows = infer(split_files(data, "train"), {column: teacher}, ["label"], gpu=totals()["GPU"] >= 1)
-        for number, table in enumerate(rows.iter_batches(batch_size=None, batch_format="pyarrow")):
+        tables = compute(split_files(data, "train", execute), {column: teacher}, ["label"], totals()["GPU"] >= 1)
+        for number, table in enumerate(tables):
             file = draft.path / "train" / f"part-{number:05d}.parquet"
             pq.write_table(table.select(["input_ids", "label", column]), file, compression="zstd")
             done += table.num_rows

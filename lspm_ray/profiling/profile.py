@@ -210,11 +210,10 @@ def _speeds(
     config: ProfileConfig, task: Task, models: Mapping[str, Artifact], data: Artifact, report: Report
 ) -> tuple[dict[str, Speed], float, dict[str, Any]]:
     """Speed of every model, seconds to tokenise one example, and where. One process per model, all on one node."""
-    import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    examples, encode_s = _examples(config, task, models[FULL], data)
+    examples, encode_s = examples_of(config, task, models[FULL], data)
     gpu = bool(config.gpu)
     if gpu and totals()["GPU"] < 1:
         raise ResourceError("is asked for, the cluster has no GPU", field="profile.gpu", value=True)
@@ -225,21 +224,37 @@ def _speeds(
             raise ResourceError(
                 f"no node has {bundle} free to measure on, for {_PLACEMENT_TIMEOUT_S} s", field="profile"
             )
-        threads = config.threads or 1
-        actor = ray.remote(
-            num_cpus=0,
-            num_gpus=1 / len(models) if gpu else 0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-        )(Bench)
-        benches, load_s = {}, {}
-        for name, model in models.items():
-            report(f"profile: loading {name}")
-            benches[name] = actor.remote(model.uri, threads, gpu, examples, config.cell_s)
-            load_s[name] = ray.get(benches[name].load_time.remote())  # one after another: a race would slow all
-        measured_on = ray.get(benches[FULL].hardware.remote())
-        return _interleave(config, benches, models, load_s, threads, report), encode_s, measured_on
+        strategy = PlacementGroupSchedulingStrategy(group)
+        speeds, measured_on = measure(config, models, examples, report, strategy)
+        return speeds, encode_s, measured_on
     finally:
         remove_placement_group(group)
+
+
+def measure(
+    config: ProfileConfig, models: Mapping[str, Artifact], examples: list[Encoded], report: Report, strategy: Any
+) -> tuple[dict[str, Speed], dict[str, Any]]:
+    """Speed of every model, and the hardware. One process per model, in turn; nothing else should run beside them.
+
+    Args:
+        config: how, with `threads` and `gpu` settled.
+        models: by name.
+        examples: to measure with.
+        report: progress.
+        strategy: of Ray, for where the processes run.
+    """
+    import ray
+
+    gpu, threads = bool(config.gpu), config.threads or 1
+    share = 1 / len(models) if gpu else 0
+    actor = ray.remote(num_cpus=0, num_gpus=share, scheduling_strategy=strategy)(Bench)
+    benches, load_s = {}, {}
+    for name, model in models.items():
+        report(f"profile: loading {name}")
+        benches[name] = actor.remote(model.uri, threads, gpu, examples, config.cell_s)
+        load_s[name] = ray.get(benches[name].load_time.remote())  # one after another: a race would slow all
+    measured_on = ray.get(benches[next(iter(models))].hardware.remote())
+    return _interleave(config, benches, models, load_s, threads, report), measured_on
 
 
 def _interleave(
@@ -277,7 +292,8 @@ def _interleave(
     return speeds
 
 
-def _examples(config: ProfileConfig, task: Task, full: Artifact, data: Artifact) -> tuple[list[Encoded], float]:
+def examples_of(config: ProfileConfig, task: Task, full: Artifact, data: Artifact) -> tuple[list[Encoded], float]:
+    """Rows of the selection split to measure with, and seconds to tokenise one."""
     import time
 
     texts = read_split(data, "selection", ["text"]).slice(0, config.rows)["text"].to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from lspm_ray.config import Config
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
 from lspm_ray.profiling.pareto import Constraints, violations
-from lspm_ray.profiling.table import VariantProfile
+from lspm_ray.profiling.table import Speed
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
     Certified,
@@ -110,6 +111,22 @@ class Option(Config):
         return f"would cost {self.cost:.3f} of full ({how})"
 
 
+class Priced(Protocol):
+    """What has to be known of a model to estimate what serving it would cost; a `VariantProfile`, or as much of one."""
+
+    @property
+    def name(self) -> str:
+        """Of the variant."""
+
+    @property
+    def cost(self) -> float:
+        """Seconds per example relative to full."""
+
+    @property
+    def speed(self) -> Speed | None:
+        """As measured."""
+
+
 class Promise(Config):
     """What an option has to keep, and what the estimate needs to know beside the rows."""
 
@@ -121,7 +138,7 @@ class Promise(Config):
     constraints: Constraints
 
 
-def estimate(first: VariantProfile, last: VariantProfile, rows: Rows, validator: Validator, promise: Promise) -> Option:
+def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, promise: Promise) -> Option:
     """What a pair of models would give, walking the thresholds on selection rows as certification will on others."""
     temperature = fit_temperature(rows.first, rows.labels)
     scores = rows.scores(validator, temperature)
@@ -146,7 +163,7 @@ def estimate(first: VariantProfile, last: VariantProfile, rows: Rows, validator:
 
 
 def broken_limits(
-    used: Sequence[VariantProfile], rows: Rows, accepted: NDArray[np.bool_], constraints: Constraints
+    used: Sequence[Priced], rows: Rows, accepted: NDArray[np.bool_], constraints: Constraints
 ) -> list[str]:
     """What a plan of these models would break, in words.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,9 +21,9 @@ from lspm_ray.evaluation.calibration import fit_temperature
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.profiling.pareto import Constraints
 from lspm_ray.profiling.profile import read_profile
-from lspm_ray.profiling.table import ProfileTable
+from lspm_ray.profiling.table import ProfileTable, Speed
 from lspm_ray.progress import Report
-from lspm_ray.selection.options import Option, Promise, Rows, broken_limits, choose, estimate
+from lspm_ray.selection.options import Option, Priced, Promise, Rows, broken_limits, choose, estimate
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
@@ -63,6 +63,10 @@ class SelectConfig(Config):
     min_saving: float = Field(0.1, ge=0, lt=1)
     constraints: Constraints = Constraints()
     first: str | None = None
+
+    def make_validator(self) -> Validator:
+        """The validator."""
+        return Validator.make(self.validator)
 
     @field_validator("validator", mode="before")
     @classmethod
@@ -157,7 +161,7 @@ class _Decision:
     ) -> None:
         self.config, self.task, self.models, self.table = config, task, models, table
         self.outputs, self.data, self.report = outputs, data, report
-        self.validator = Validator.make(config.validator)
+        self.validator = config.make_validator()
         self.options: list[Option] = []
         self.certified: Certified | None = None
         self._inputs: dict[str, list[Any]] = {}
@@ -165,32 +169,13 @@ class _Decision:
     def decide(self) -> tuple[Plan, Certificate | None]:
         config = self.config
         check_feasible(config, len(self._rows(FULL, FULL, "calibration").labels))
-        self.options = [self._estimate(first, last) for first, last in self._pairs()]
+        self.options = estimate_pairs(
+            config, {name: self.table[name] for name in self.models}, self._selection, self._validator_cost, self.report
+        )
         chosen, reasons = choose(self.options, config.min_saving if config.first is None else -math.inf)
         if chosen is None or config.first == FULL:
             return self._full_alone(reasons), None
         return self._certify(chosen, reasons)
-
-    def _pairs(self) -> list[tuple[str, str]]:
-        """Who may answer first, and who then: full, or any model that costs less than full and more than the first."""
-        cost = {name: self.table[name].cost for name in self.models}
-        firsts = [name for name in self.models if name != FULL and self.config.first in (None, name)]
-        lasts = [name for name in self.models if name == FULL or cost[name] < cost[FULL]]
-        return [(first, last) for first in firsts for last in lasts if last == FULL or cost[first] < cost[last]]
-
-    def _estimate(self, first: str, last: str) -> Option:
-        self.report(f"select: estimating {first} before {last}")
-        config, rows = self.config, self._rows(first, last, "selection")
-        promise = Promise(
-            risk=config.risk,
-            # The selection split may be too small to certify this alpha; as an estimate a wider one will do.
-            alpha=max(config.alpha, _reachable(len(rows.labels), config.delta)),
-            delta=config.delta,
-            grid_size=config.grid_size,
-            validator_cost=self._validator_cost,
-            constraints=config.constraints,
-        )
-        return estimate(self.table[first], self.table[last], rows, self.validator, promise)
 
     def _certify(self, chosen: Option, reasons: dict[str, str]) -> tuple[Plan, Certificate | None]:
         config, first = self.config, chosen.first
@@ -310,18 +295,63 @@ class _Decision:
 
     def _rows(self, first: str, last: str, split: str) -> Rows:
         if split not in self._inputs:
-            self._inputs[split] = _inputs(self.data, split)
+            self._inputs[split] = inputs_of(self.data, split)
         return rows([self.outputs[name] for name in (first, last, FULL)], split, self._inputs[split])
+
+    def _selection(self, first: str, last: str) -> Rows:
+        return self._rows(first, last, "selection")
 
     @cached_property
     def _validator_cost(self) -> float:
-        """Seconds of the validator per row, as a share of the full model's."""
-        sample = self._rows(FULL, FULL, "selection")
-        started = time.perf_counter()
-        sample.scores(self.validator, 1.0)
-        seconds = (time.perf_counter() - started) / len(sample.labels)
-        speed = self.table[FULL].speed
-        return seconds * speed.best_rows_per_s if speed else 0.0
+        return validator_cost(self.validator, self._rows(FULL, FULL, "selection"), self.table[FULL].speed)
+
+
+def estimate_pairs(
+    config: SelectConfig,
+    models: Mapping[str, Priced],
+    rows_of: Callable[[str, str], Rows],
+    validator_cost: float,
+    report: Report,
+) -> list[Option]:
+    """What each pair of models would give: any but full may answer first, then full, or any model that costs less than
+    full and more than the first.
+
+    Args:
+        config: what is promised.
+        models: by name, full among them.
+        rows_of: names of the first and the last model -> their outputs on the selection split.
+        validator_cost: see `validator_cost`.
+        report: progress.
+    """
+    validator, cost = config.make_validator(), {name: model.cost for name, model in models.items()}
+    firsts = [name for name in models if name != FULL and config.first in (None, name)]
+    lasts = [name for name in models if name == FULL or cost[name] < cost[FULL]]
+    options = []
+    for first in firsts:
+        for last in lasts:
+            if last != FULL and cost[first] >= cost[last]:
+                continue
+            report(f"select: estimating {first} before {last}")
+            found = rows_of(first, last)
+            promise = Promise(
+                risk=config.risk,
+                # The selection split may be too small to certify this alpha; as an estimate a wider one will do.
+                alpha=max(config.alpha, _reachable(len(found.labels), config.delta)),
+                delta=config.delta,
+                grid_size=config.grid_size,
+                validator_cost=validator_cost,
+                constraints=config.constraints,
+            )
+            options.append(estimate(models[first], models[last], found, validator, promise))
+    return options
+
+
+def validator_cost(validator: Validator, sample: Rows, full: Speed | None) -> float:
+    """Seconds of the validator per row, measured on a sample, as a share of the full model's."""
+    started = time.perf_counter()
+    sample.scores(validator, 1.0)
+    seconds = (time.perf_counter() - started) / len(sample.labels)
+    return seconds * full.best_rows_per_s if full else 0.0
 
 
 def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any]) -> Rows:
@@ -337,7 +367,8 @@ def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any]) -> Rows:
     return Rows(read[0][1], first, last, full, inputs)
 
 
-def _inputs(data: Artifact, split: str) -> list[Any]:
+def inputs_of(data: Artifact, split: str) -> list[Any]:
+    """Token ids of each row of a split."""
     table = read_split(data, split, ["input_ids"])
     return [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
 
@@ -384,7 +415,7 @@ def recheck(uri: str) -> list[str]:
     outputs = [
         open_beside(certificate.outputs[ref.name].uri, artifact) for ref in (certificate.first, last, certificate.full)
     ]
-    calibration = rows(outputs, "calibration", _inputs(data, "calibration"))
+    calibration = rows(outputs, "calibration", inputs_of(data, "calibration"))
     ids = [set(read_split(data, split, ["id"])["id"].to_pylist()) for split in ("train", "calibration")]
     if ids[0] & ids[1]:
         problems.append("calibration rows occur among the training rows")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.corpus.execute import Execute
 from lspm_ray.corpus.shards import class_counts, labels, split_files
 from lspm_ray.models.card import write_card
 from lspm_ray.models.directory import Variant, load_tokenizer, write_variant
@@ -14,7 +17,7 @@ from lspm_ray.progress import Report
 from lspm_ray.tasks import Task
 from lspm_ray.training.config import TrainConfig, WorkersConfig
 from lspm_ray.training.loop import TrainJob
-from lspm_ray.training.trainer import fit
+from lspm_ray.training.trainer import Trained, fit
 
 STAGE = "finetune"
 
@@ -39,8 +42,22 @@ def finetune(
     store: ArtifactStore,
     report: Report,
     wait_for_nodes_s: float | None = None,
+    *,
+    train: Callable[[TrainJob], Trained] | None = None,
+    execute: Execute | None = None,
 ) -> Artifact:
     """Fine-tune `base` on the training split of `data`; the epoch that is best on validation is kept.
+
+    Args:
+        config: how.
+        task: for which task.
+        base: a model directory.
+        data: the prepared corpus.
+        store: where the artifact goes.
+        report: progress.
+        wait_for_nodes_s: see `ClusterConfig.wait_for_nodes_s`.
+        train: does the training; by default the workers of `config` on the connected cluster.
+        execute: checks large shards; by default Ray Data on the connected cluster.
 
     Returns:
         A model directory with `history.json` and a model card, which plain transformers load.
@@ -48,12 +65,8 @@ def finetune(
     Raises:
         ResourceError: the cluster cannot hold the workers.
     """
-    settings = config.model_dump(mode="json")
-    # Where the work runs changes nothing but rounding: the same model is wanted on every cluster.
-    settings.pop("workers")
-    settings.pop("compare_scratch")
-    what = {"train": settings, "task": task.spec()}
-    parents = {"base": base.digest, "data": data.digest}
+    what, parents = identity(config, task, base, data)
+    settings = what["train"]
     key = store.key(STAGE, what, parents)
 
     def build(draft: Draft) -> None:
@@ -61,14 +74,14 @@ def finetune(
             model_uri=base.uri,
             labels=labels(data),
             task=task.spec(),
-            train_files=split_files(data, "train"),
-            validation_files=split_files(data, "validation"),
+            train_files=split_files(data, "train", execute),
+            validation_files=split_files(data, "validation", execute),
             train_rows=sum(class_counts(data, "train")),
             class_counts=class_counts(data, "train"),
             config=TrainConfig.parse(settings),
             work_uri=store.work_uri(STAGE, key),
         )
-        best, history = fit(job, config.workers, report, wait_for_nodes_s)
+        best, history = train(job) if train else fit(job, config.workers, report, wait_for_nodes_s)
         # Kept out of the files: a run that was killed and resumed has the same content, hence the same digest.
         draft.summary["seconds"] = [epoch.pop("seconds") for epoch in history]
         _export(best.local(), base.local(), draft.path)
@@ -78,6 +91,17 @@ def finetune(
         write_card(draft.path, base=base.manifest.config.get("name", ""), task=task.name, metrics=chosen)
 
     return store.make(STAGE, what, parents, build)
+
+
+def identity(
+    config: FinetuneConfig, task: Task, base: Artifact, data: Artifact
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides the full model: the `config` and `parents` of its artifact.
+
+    Where the work runs changes nothing but rounding: the same model is wanted on every cluster.
+    """
+    settings = config.model_dump(mode="json", exclude={"workers", "compare_scratch"})
+    return {"train": settings, "task": task.spec()}, {"base": base.digest, "data": data.digest}
 
 
 def _export(best: Path, base: Path, target: Path) -> None:

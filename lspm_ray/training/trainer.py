@@ -32,6 +32,13 @@ KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_TH
 then clears each page anew: a seventh of the time of a small model's step on a CPU (benchmarks/training.py)."""
 
 
+OnEpoch = Callable[[dict[str, float]], None]
+"""Takes what the loop says of an epoch that is done and whose checkpoint is written: see `loop.train`."""
+
+Trained = tuple[Artifact, list[dict[str, float]]]
+"""The best model (a model directory without tokenizer) and the metrics of each epoch."""
+
+
 class Scaling(Config):
     """Workers of a run with every default resolved against a cluster."""
 
@@ -85,8 +92,12 @@ def resolve(
 
 
 def fit(
-    job: TrainJob, workers: WorkersConfig, report: Report, wait_for_nodes_s: float | None = None
-) -> tuple[Artifact, list[dict[str, float]]]:
+    job: TrainJob,
+    workers: WorkersConfig,
+    report: Report,
+    wait_for_nodes_s: float | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Trained:
     """Train on the cluster; resumes from `job.work_uri` if it holds checkpoints.
 
     Args:
@@ -94,6 +105,7 @@ def fit(
         workers: on what.
         report: progress.
         wait_for_nodes_s: see `ClusterConfig.wait_for_nodes_s`.
+        on_epoch: called in a thread of its own.
 
     Returns:
         The best model (a model directory without tokenizer) and the metrics of each epoch.
@@ -110,8 +122,9 @@ def fit(
         job.train_files, columns=_columns(job), override_num_blocks=len(job.train_files), num_cpus=DATA_TASK_CPUS
     )
     split = DataConfig(datasets_to_split=["train"], execution_options=ray.data.ExecutionOptions(preserve_order=True))
-    with channel(report) as remote:
+    with channel(report) as remote, channel(on_epoch or _ignore) as epochs:
         arguments = {"job": job.model_dump(mode="json"), "threads": scaling.threads, "report": remote}
+        arguments["on_epoch"] = None if on_epoch is None else epochs
         launch(_worker_loop, arguments, scaling, job.work_uri, datasets={"train": data}, dataset_config=split)
     return result(job)
 
@@ -191,7 +204,7 @@ def scale(
     return scaling
 
 
-def fit_here(job: TrainJob, threads: int, report: Report) -> tuple[Artifact, list[dict[str, float]]]:
+def fit_here(job: TrainJob, threads: int, report: Report, on_epoch: OnEpoch | None = None) -> Trained:
     """Train in this process, on one device: for a job that runs inside a Ray task. Resumes like `fit`."""
     import torch
 
@@ -204,13 +217,13 @@ def fit_here(job: TrainJob, threads: int, report: Report) -> tuple[Artifact, lis
         validation_chunks=lambda rows: file_chunks(job.validation_files, TRAIN_COLUMNS, rows),
         prepare=lambda model: model.to(device),  # type: ignore[arg-type]
         gather=lambda array: array,
-        report=_Narrator(job, report),
+        report=_Narrator(job, report, on_epoch),
     )
     _train_and_keep(job, worker, threads)
     return result(job)
 
 
-def result(job: TrainJob) -> tuple[Artifact, list[dict[str, float]]]:
+def result(job: TrainJob) -> Trained:
     """The best model and the history that a finished run left in its work directory."""
     store = CheckpointStore(job.work_uri)
     last = store.latest()
@@ -237,6 +250,10 @@ def file_chunks(files: list[str], columns: list[str], rows: int) -> Iterator[pa.
                     pending, count = rest.to_batches(), rest.num_rows
     if count:
         yield pa.Table.from_batches(pending).combine_chunks()
+
+
+def _ignore(_: Any) -> None:
+    pass
 
 
 def _columns(job: TrainJob) -> list[str]:
@@ -295,7 +312,7 @@ def _worker_loop(arguments: dict[str, Any]) -> None:
         validation_chunks=lambda rows: file_chunks(job.validation_files, TRAIN_COLUMNS, rows),
         prepare=ray.train.torch.prepare_model,
         gather=_all_gather if world > 1 else lambda array: array,
-        report=_Narrator(job, arguments["report"]),
+        report=_Narrator(job, arguments["report"], arguments["on_epoch"]),
     )
     _train_and_keep(job, worker, arguments["threads"])
 
@@ -322,11 +339,12 @@ def _all_gather(array: NDArray[Any]) -> NDArray[Any]:
 
 
 class _Narrator:
-    """Turns the loop's numbers into one line for people, with the time left."""
+    """Turns the loop's numbers into one line for people, with the time left; those of an epoch are passed on too."""
 
-    def __init__(self, job: TrainJob, report: Report) -> None:
+    def __init__(self, job: TrainJob, report: Report, on_epoch: OnEpoch | None) -> None:
         self._job = job
         self._report: Callable[[str], None] = report
+        self._on_epoch = on_epoch
         self._start: tuple[float, int] | None = None
 
     def __call__(self, values: dict[str, Any]) -> None:
@@ -338,6 +356,8 @@ class _Narrator:
                 f"epoch {values['epoch']}/{self._job.config.epochs} done: train loss {values['train_loss']:.4f}, "
                 f"validation {name} {values[name]:.4f}"
             )
+            if self._on_epoch is not None:
+                self._on_epoch({key: value for key, value in values.items() if key != "epoch_done"})
         else:
             step, steps = values["step"], values["steps"]
             self._report(f"step {step}/{steps}, loss {values['loss']:.4f}{self._left(step, steps)}")

@@ -38,11 +38,11 @@ class TrialConfig(Config):
 
     Attributes:
         cpus: parts of a CPU are possible; None for one, or for all of a node where speed is measured.
-        gpus: parts of a GPU are possible.
+        gpus: parts of a GPU are possible; None for one if the cluster has any.
     """
 
     cpus: float | None = Field(None, gt=0)
-    gpus: float = Field(0.0, ge=0)
+    gpus: float | None = Field(None, ge=0)
 
 
 class TuneConfig(Config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from lspm_ray.tuning.space import Params
 Status = Literal["running", "done", "stopped", "failed"]
 
 _NAME = re.compile(r"(\d{5})\.json")
+_BEGINNING = "begun.json"
 
 
 class Epoch(Config):
@@ -73,6 +75,13 @@ class Trial(Config):
         return (self.ended or self.began) - self.began
 
 
+class Beginning(Config):
+    """When a sweep was first started, and how often it was."""
+
+    utc: str
+    runs: int
+
+
 class Records:
     """The trials of a sweep, one file each below a directory or URI. Written by the driver alone.
 
@@ -99,6 +108,22 @@ class Records:
         if self._exists(name) and self._read(name) is not None:
             self._fs.copy_file(f"{self._base}/{name}", f"{self._base}/{name}.before")
         self._write(name, data)
+
+    def begin(self) -> Beginning:
+        """Count another run of the sweep; the first one's time stays."""
+        found = self._read_beginning()
+        begun = Beginning(utc=datetime.now(UTC).isoformat(timespec="microseconds"), runs=0) if found is None else found
+        begun = begun.model_copy(update={"runs": begun.runs + 1})
+        self._fs.create_dir(self._base, recursive=True)
+        self._write(_BEGINNING, begun.model_dump_json().encode())
+        return begun
+
+    def _read_beginning(self) -> Beginning | None:
+        try:
+            with self._fs.open_input_stream(f"{self._base}/{_BEGINNING}") as stream:
+                return Beginning.parse(json.loads(bytes(stream.read())))
+        except (OSError, ValueError, TypeError, ConfigError):
+            return None
 
     def elapsed(self) -> float:
         """Seconds that the runs of this sweep have taken so far."""

@@ -1,0 +1,412 @@
+"""Stage `tune`: search the space, train the best points again with other seeds, choose the winner.
+
+The search looks at the validation split, and at the selection split for what a cascade would cost. It never sees the
+calibration and the test split; the winner's score on test is reported when everything is decided.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware, join, name_of, open_artifact
+from lspm_ray.cluster import node_cpus, totals
+from lspm_ray.errors import ConfigError, ResourceError
+from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.evaluation.outputs import outputs, read_outputs
+from lspm_ray.pipeline import Pipeline
+from lspm_ray.progress import Report
+from lspm_ray.settings import Settings
+from lspm_ray.training.trainer import resolve
+from lspm_ray.trial import VALIDATION, FinetuneTrials, Prepared, shared_key
+from lspm_ray.tuning.config import PREPARED, TuneConfig
+from lspm_ray.tuning.finalists import Answers, interval, resample, score
+from lspm_ray.tuning.goals import Goals
+from lspm_ray.tuning.importance import importance
+from lspm_ray.tuning.metrics import needs
+from lspm_ray.tuning.records import Records, Trial, as_rows
+from lspm_ray.tuning.scheduler import Scheduler
+from lspm_ray.tuning.searcher import Searcher
+from lspm_ray.tuning.space import Domain, Params, Space
+from lspm_ray.tuning.sweep import SWEEP_FILE, TRIALS_FILE, Finalist, Gap, Sweep
+from lspm_ray.tuning.tune import Reserve, Sweeper
+
+STAGE = "tune"
+WORK = "sweep"
+"""Name of the records: they outlive the artifact, so that a larger budget goes on where a smaller one ended."""
+
+_MOST_PREPARED = 64
+_POINTS_CHECKED = 32
+_DISTRIBUTED_CPUS = 0.01
+"""What a trial holds that only waits for workers of its own."""
+_EXTENT = {"budget", "finalists", "seeds"}
+_EXECUTION = {"trial", "concurrent", "hang_s", "retry_failed", "use_winner"}
+
+
+def sweep(settings: Settings, store: ArtifactStore, report: Report) -> Artifact:
+    """Run the sweep, or go on with it, or find it if it is done.
+
+    Args:
+        settings: with a section `tune`.
+        store: for everything that is made.
+        report: progress.
+
+    Returns:
+        An artifact with `sweep.json` (a `Sweep`), `trials.parquet` and a page.
+
+    Raises:
+        UserError: space or goals do not fit the settings, the cluster cannot hold a trial, or all trials failed.
+    """
+    config = _config(settings)
+    check_settings(settings)
+    prepared = _prepare(settings, store, report)
+    parents = _digests(prepared)
+    what = _identity(settings)
+    uri = store.work_uri(WORK, store.key(WORK, _without(what, _EXTENT), parents))
+    key = store.key(STAGE, what, parents)
+
+    def build(draft: Draft) -> None:
+        records = Records(uri, lambda line: report(f"! {line}"))
+        begun = records.begin()
+        reserve = reserve_for(settings, totals(), node_cpus())
+        trials = _problem(settings, store, prepared, reserve)
+        sweeper = Sweeper(
+            config=config,
+            goals=config.goals(settings.finetune.metric),
+            metric=settings.finetune.metric,
+            seed=settings.finetune.seed,
+            problem=trials,
+            records=records,
+            reserve=reserve,
+            log_uri=join(store.root, f"tensorboard/{STAGE}-{key}"),
+            report=report,
+        )
+        sweeper.search()
+        found = _conclude(settings, sweeper, trials, store, report)
+        found = found.model_copy(update={"runs": begun.runs})
+        (draft.path / SWEEP_FILE).write_text(found.model_dump_json(indent=1), encoding="utf-8")
+        pq.write_table(pa.Table.from_pylist(as_rows(found.trials)), draft.path / TRIALS_FILE)
+        draft.summary = {"winner": None if found.winner is None else found.winner.params, "trials": len(found.trials)}
+        _drop_losers(store, trials, found, begun.utc)
+
+    return store.make(STAGE, what, parents, build)
+
+
+def read_sweep(artifact: Artifact) -> Sweep:
+    """What the sweep found."""
+    return Sweep.parse(artifact.read_json(SWEEP_FILE))
+
+
+def with_winner(settings: Settings, artifact: Artifact) -> Settings:
+    """The settings with the winner's values.
+
+    Raises:
+        ConfigError: no trial keeps the constraints.
+    """
+    winner = read_sweep(artifact).winner
+    if winner is None:
+        raise ConfigError(
+            "the sweep has no winner: no trial came to an end and kept the constraints",
+            field="tune.constraints",
+            value={name: limit.model_dump(exclude_none=True) for name, limit in _config(settings).constraints.items()},
+            hint="Loosen a constraint, or raise tune.budget",
+        )
+    return settings.with_values(winner.params)
+
+
+def check_settings(settings: Settings) -> str:
+    """Check a sweep without a cluster and without data.
+
+    Returns:
+        What there will be, in a line.
+
+    Raises:
+        ConfigError: a field of the space does not exist or does not take a value, a metric is never reported, the
+            scheduler would do nothing, or the budget is too small for the grid.
+    """
+    config = _config(settings)
+    space, goals = Space(config.space), config.goals(settings.finetune.metric)
+    needs(goals.names, sorted(settings.compress.variants))
+    for path, domain in config.space.items():
+        _check_values(settings, path, domain)
+    _check_points(settings, space)
+    Searcher.make(config.searcher).check(space, goals)
+    Scheduler.make(config.scheduler).check(_most_epochs(settings, config))
+    _check_budget(config, space)
+    fields = ", ".join(config.space)
+    return f"tune: {config.budget.trials} trials at most over {fields}; by {', '.join(goals.names)}"
+
+
+def reserve_for(settings: Settings, have: Mapping[str, float], node: float) -> Reserve:
+    """What a trial holds, and how many fit.
+
+    Args:
+        settings: with a section `tune`.
+        have: CPUs and GPUs of the cluster.
+        node: CPUs of its smallest node.
+
+    Raises:
+        ResourceError: not even one fits.
+    """
+    config, workers = _config(settings), settings.finetune.workers
+    most = config.concurrent or 1_000_000
+    if (workers.num_workers or 1) > 1:
+        scaling = resolve(workers, dict(have), grows=settings.cluster.wait_for_nodes_s is not None)
+        cpus = scaling.num_workers * scaling.cpus_per_worker + 0.5
+        fit = [have.get("CPU", 0.0) / cpus] + ([have.get("GPU", 0.0) / scaling.num_workers] if scaling.use_gpu else [])
+        return Reserve(_DISTRIBUTED_CPUS, 0.0, max(1, min(most, math.floor(min(fit)))), fresh=True)
+    measured = needs(config.goals(settings.finetune.metric).names, sorted(settings.compress.variants)).measured
+    cpus = config.trial.cpus or (node if measured else min(1.0, node))
+    gpus = config.trial.gpus
+    if gpus is None:
+        gpus = 1.0 if have.get("GPU", 0.0) >= 1 and workers.use_gpu is not False else 0.0
+    for name, amount, there in (("cpus", cpus, node), ("gpus", gpus, have.get("GPU", 0.0))):
+        if amount > there + 1e-9:
+            raise ResourceError(
+                f"a trial asks for {amount:g} {name.upper()[:-1]} of one node, there are {there:g}",
+                field=f"tune.trial.{name}",
+                value=amount,
+                hint=f"Lower tune.trial.{name}",
+            )
+    fit = [have.get("CPU", 0.0) / cpus] + ([have.get("GPU", 0.0) / gpus] if gpus else [])
+    return Reserve(cpus, gpus, max(1, min(most, math.floor(min(fit) + 1e-9))))
+
+
+def points_to_prepare(settings: Settings) -> list[Params]:
+    """Every combination of the varied fields that decide what the trials are trained on.
+
+    Raises:
+        ConfigError: one of them has infinitely many values, or there are too many combinations.
+    """
+    config = _config(settings)
+    part = Space(config.space).part(*PREPARED)
+    points = []
+    for point in part.points():
+        points.append(point)
+        if len(points) > _MOST_PREPARED:
+            raise ConfigError(
+                f"more than {_MOST_PREPARED} combinations of {', '.join(part.domains)}: the data are prepared for each",
+                field="tune.space",
+                hint="Vary fewer of them",
+            )
+    return points
+
+
+def _config(settings: Settings) -> TuneConfig:
+    if settings.tune is None:
+        raise ConfigError("this configuration says nothing about a sweep", field="tune", hint="Add a section `tune`")
+    return settings.tune
+
+
+def _prepare(settings: Settings, store: ArtifactStore, report: Report) -> dict[str, Prepared]:
+    prepared = {}
+    for params in points_to_prepare(settings):
+        pipeline = Pipeline(settings.with_values(params), store, report)
+        prepared[shared_key(params)] = Prepared(start=pipeline.start.uri, data=pipeline.prepare.uri)
+    return prepared
+
+
+def _digests(prepared: Mapping[str, Prepared]) -> dict[str, str]:
+    return {
+        f"{role}.{key[:12]}": open_artifact(uri).digest
+        for key, shared in prepared.items()
+        for role, uri in (("start", shared.start), ("data", shared.data))
+    }
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """What decides the outcome, beside the data and the models."""
+    sections = ("task", "finetune", "compress", "profile", "select", "serve")
+    plain = settings.with_values({}).model_dump(mode="json", include=set(sections))
+    for section in ("finetune", "compress"):
+        plain[section].pop("workers", None)
+    plain["serve"] = plain["serve"]["variant"]
+    tune = _config(settings).model_dump(mode="json", exclude=_EXECUTION)
+    return {"settings": plain, "tune": tune, "hardware": hardware()}
+
+
+def _without(what: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return what | {"tune": {name: value for name, value in what["tune"].items() if name not in names}}
+
+
+def _problem(
+    settings: Settings, store: ArtifactStore, prepared: Mapping[str, Prepared], reserve: Reserve
+) -> FinetuneTrials:
+    goals = _config(settings).goals(settings.finetune.metric)
+    return FinetuneTrials(
+        settings=settings.with_values({}),
+        root=store.root,
+        prepared=prepared,
+        needs=needs(goals.names, sorted(settings.compress.variants)),
+        threads=max(1, int(reserve.cpus)),
+        gpu=reserve.gpus > 0,
+        distributed=reserve.fresh,
+    )
+
+
+def _check_values(settings: Settings, path: str, domain: Domain) -> None:
+    for value in domain.extremes:
+        conditions = {other: wanted[0] if isinstance(wanted, list) else wanted for other, wanted in domain.when.items()}
+        try:
+            settings.with_values(conditions | {path: value})
+        except ConfigError as error:
+            lines = str(error).splitlines()
+            raise ConfigError(
+                "; ".join(line.strip(" -") for line in (lines[1:] or lines)), field=f"tune.space.{path}", value=value
+            ) from None
+
+
+def _check_points(settings: Settings, space: Space) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(_POINTS_CHECKED):
+        params = space.draw(random)
+        try:
+            settings.with_values(params)
+        except ConfigError as error:
+            lines = str(error).splitlines()
+            raise ConfigError(
+                f"some values do not go together: {'; '.join(line.strip(' -') for line in (lines[1:] or lines))}",
+                field="tune.space",
+                value=params,
+            ) from None
+
+
+def _most_epochs(settings: Settings, config: TuneConfig) -> int:
+    domain = config.space.get("finetune.epochs")
+    return settings.finetune.epochs if domain is None else int(max(domain.extremes))
+
+
+def _check_budget(config: TuneConfig, space: Space) -> None:
+    exhaustive = Searcher.make(config.searcher).exhaustive
+    trials = config.budget.trials
+    number = 0
+    for _ in space.points() if exhaustive else space.grids():
+        number += 1
+        if number > 1_000_000:
+            break
+    if number > trials:
+        raise ConfigError(
+            f"the grid has {number:,} points, more than the trials there may be",
+            field="tune.budget.trials",
+            value=trials,
+            hint="Raise it, list fewer values, or take another searcher",
+        )
+
+
+def _conclude(
+    settings: Settings, sweeper: Sweeper, problem: FinetuneTrials, store: ArtifactStore, report: Report
+) -> Sweep:
+    config, goals, metric = sweeper.config, sweeper.goals, sweeper.metric
+    best = _ranked(sweeper.search_trials, goals)[: config.finalists]
+    repeated = sweeper.repeat([trial.params for trial in best])
+    groups = [[trial, *(t for t in repeated.get(place, []) if t.status == "done")] for place, trial in enumerate(best)]
+    report("tune: comparing the finalists")
+    finalists, order = _judge(groups, goals, problem, store, report)
+    done = {t.number: t.values for t in sweeper.search_trials if t.status == "done"}
+    return Sweep(
+        goals=goals,
+        metric=metric,
+        higher_is_better=metric != "loss",
+        space=config.space,
+        searcher=config.searcher,
+        scheduler=config.scheduler,
+        epochs=_most_epochs(settings, config),
+        trials=sorted(sweeper.trials.values(), key=lambda trial: trial.number),
+        finalists=finalists,
+        front=goals.front(done),
+        importance=importance(sweeper.search_trials, Space(config.space), goals, metric),
+        gap=_gap(groups[order[0]], metric, problem, store, report) if order else None,
+        seconds=sweeper.seconds,
+        runs=1,
+        hardware=hardware(),
+        settings=config.model_dump(mode="json", exclude_unset=True),
+    )
+
+
+def _ranked(trials: Sequence[Trial], goals: Goals) -> list[Trial]:
+    """Trials that came to an end and keep the constraints, the best first."""
+    kept = [trial for trial in trials if trial.status == "done" and goals.violation(trial.values) == 0]
+    return sorted(kept, key=lambda trial: (goals.order(trial.values), trial.number))
+
+
+def _judge(
+    groups: list[list[Trial]], goals: Goals, problem: FinetuneTrials, store: ArtifactStore, report: Report
+) -> tuple[list[Finalist], list[int]]:
+    """The finalists, the best first, and the place of each in `groups`."""
+    sign = 1.0 if goals.first_is_higher else -1.0
+    scores = [[trial.values[goals.first] for trial in group] for group in groups]
+    stage, _, metric = goals.first.partition(".")
+    drawn: list[Any] = [None] * len(groups)
+    if stage == VALIDATION and groups:
+        drawn = list(resample(metric, [_answers(group, VALIDATION, problem, store, report) for group in groups]))
+    order = sorted(range(len(groups)), key=lambda place: -sign * float(np.mean(scores[place])))
+    finalists = []
+    for place in order:
+        values = {name: float(np.mean([t.values[name] for t in groups[place]])) for name in groups[place][0].values}
+        finalist = Finalist(
+            number=groups[place][0].number,
+            params=groups[place][0].params,
+            scores=scores[place],
+            mean=interval(scores[place], drawn[place]),
+            values=values,
+        )
+        if place != order[0]:
+            behind = _behind(scores[order[0]], scores[place], drawn[order[0]], drawn[place], sign)
+            finalist = finalist.model_copy(update={"behind": behind, "distinguishable": behind.low > 0})
+        finalists.append(finalist)
+    return finalists, order
+
+
+def _behind(winner: list[float], other: list[float], drawn_winner: Any, drawn: Any, sign: float) -> Estimate:
+    """By how much the winner is better, seed by seed, on the same rows."""
+    both = min(len(winner), len(other))
+    differences = [sign * (a - b) for a, b in zip(winner[:both], other[:both], strict=True)]
+    return interval(differences, None if drawn is None else sign * (drawn_winner - drawn))
+
+
+def _answers(group: list[Trial], split: str, problem: FinetuneTrials, store: ArtifactStore, report: Report) -> Answers:
+    data = open_artifact(problem.prepared[shared_key(group[0].params)].data)
+    models = {str(trial.seed): problem.full_model(trial) for trial in group}
+    found = outputs(models, data, store, report, problem.gpu, splits=(split,))
+    read = [read_outputs(artifact, split) for artifact in found.values()]
+    return Answers(read[0][1], np.stack([logits for _, _, logits in read]))
+
+
+def _gap(group: list[Trial], metric: str, problem: FinetuneTrials, store: ArtifactStore, report: Report) -> Gap:
+    report("tune: the winner on the test split")
+    test = _answers(group, "test", problem, store, report)
+    scores = [score(metric, logits, test.labels) for logits in test.logits]
+    return Gap(
+        metric=metric,
+        validation=float(np.mean([trial.values[f"{VALIDATION}.{metric}"] for trial in group])),
+        test=interval(scores, resample(metric, [test])[0]),
+    )
+
+
+def _drop_losers(store: ArtifactStore, problem: FinetuneTrials, found: Sweep, begun_utc: str) -> None:
+    """Remove models that the sweep made and that are no finalists', and everything that was made of them."""
+    kept = {json.dumps(finalist.params, sort_keys=True) for finalist in found.finalists}
+    losers = [t for t in found.trials if t.status == "done" and json.dumps(t.params, sort_keys=True) not in kept]
+    gone = {artifact.digest for trial in losers if (artifact := _made(problem, trial)) is not None}
+    made = [artifact for artifact in store.artifacts() if artifact.manifest.created_utc > begun_utc]
+    while True:
+        more = [a for a in made if a.digest in gone or gone & set(a.manifest.parents.values())]
+        if not more:
+            return
+        for artifact in more:
+            gone.add(artifact.digest)
+            store.delete(name_of(artifact.uri))
+            made.remove(artifact)
+
+
+def _made(problem: FinetuneTrials, trial: Trial) -> Artifact | None:
+    try:
+        return problem.full_model(trial)
+    except ConfigError:
+        return None

@@ -1,0 +1,279 @@
+"""One trial of a sweep: the stages of the pipeline with other settings, in one process that holds its share of the
+cluster. Nothing in it waits for a task of its own, which might never get a CPU."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lspm_ray.artifact import Artifact, ArtifactStore, open_artifact
+from lspm_ray.compression.compress import compress
+from lspm_ray.compression.recipe import FULL
+from lspm_ray.config import Config, digest_of
+from lspm_ray.corpus.execute import run_serially
+from lspm_ray.evaluation.outputs import InferHere, outputs, read_outputs
+from lspm_ray.profiling.profile import examples_of, measure
+from lspm_ray.profiling.table import Speed
+from lspm_ray.progress import Report
+from lspm_ray.selection.options import Option, choose
+from lspm_ray.selection.select import estimate_pairs, inputs_of, rows, validator_cost
+from lspm_ray.settings import Settings
+from lspm_ray.tasks import Task
+from lspm_ray.training.finetune import STAGE, finetune, identity
+from lspm_ray.training.loop import TrainJob
+from lspm_ray.training.trainer import OnEpoch as OnMetrics
+from lspm_ray.training.trainer import Trained, fit, fit_here
+from lspm_ray.tuning.config import PREPARED
+from lspm_ray.tuning.finalists import score
+from lspm_ray.tuning.metrics import QUALITY, Needs
+from lspm_ray.tuning.records import Trial
+from lspm_ray.tuning.space import Params
+from lspm_ray.tuning.tune import OnEpoch, Outcome
+
+VALIDATION = "validation"
+
+
+class Prepared(Config):
+    """What trials with the same model, task and data share.
+
+    Attributes:
+        start: URI of the model that fine-tuning starts from.
+        data: URI of the prepared corpus.
+    """
+
+    start: str
+    data: str
+
+
+def shared_key(params: Params) -> str:
+    """The same for all points that share what is `Prepared`."""
+    return digest_of({path: value for path, value in params.items() if path.split(".")[0] in PREPARED})
+
+
+@dataclass(frozen=True)
+class FinetuneTrials:
+    """Trials that fine-tune, and compress, measure and estimate a cascade as far as it is asked for.
+
+    Attributes:
+        settings: that the points change.
+        root: of the store.
+        prepared: by `shared_key`.
+        needs: what has to be known at the end.
+        threads: CPU threads of a trial's process.
+        gpu: whether it has a GPU.
+        distributed: the training has workers of its own.
+    """
+
+    settings: Settings
+    root: str
+    prepared: Mapping[str, Prepared]
+    needs: Needs
+    threads: int
+    gpu: bool
+    distributed: bool
+
+    def settings_of(self, trial: Trial) -> Settings:
+        """The settings of a trial."""
+        return self.settings.with_values(trial.params | {"finetune.seed": trial.seed})
+
+    def run(self, trial: Trial, on_epoch: OnEpoch, beat: Callable[[], None]) -> Outcome:
+        """See `Problem.run`."""
+        settings, shared = self.settings_of(trial), self.prepared[shared_key(trial.params)]
+        work = _Work(
+            settings=settings,
+            task=Task.make(settings.task),
+            start=open_artifact(shared.start),
+            data=open_artifact(shared.data),
+            store=ArtifactStore(self.root),
+            threads=self.threads,
+            gpu=self.gpu,
+            report=lambda _: beat(),
+        )
+        full = work.finetune(self._training(settings, work.report, on_epoch))
+        history = {int(epoch["epoch"]): _quality(epoch) for epoch in full.read_json("history.json")}
+        best = _quality(full.manifest.summary["best"])
+        return Outcome(history, {f"validation.{name}": value for name, value in best.items()} | self._more(work, full))
+
+    def forget(self, trial: Trial) -> None:
+        """See `Problem.forget`."""
+        settings, shared = self.settings_of(trial), self.prepared[shared_key(trial.params)]
+        task, store = Task.make(settings.task), ArtifactStore(self.root)
+        parts = identity(settings.finetune, task, open_artifact(shared.start), open_artifact(shared.data))
+        store.clear_work(STAGE, store.key(STAGE, *parts))
+
+    def full_model(self, trial: Trial) -> Artifact:
+        """What a trial that is done has trained."""
+        settings, shared = self.settings_of(trial), self.prepared[shared_key(trial.params)]
+        task, store = Task.make(settings.task), ArtifactStore(self.root)
+        parts = identity(settings.finetune, task, open_artifact(shared.start), open_artifact(shared.data))
+        return store.get(f"{STAGE}-{store.key(STAGE, *parts)}")
+
+    def _training(self, settings: Settings, report: Report, on_epoch: OnEpoch) -> Callable[[TrainJob], Trained]:
+        last = settings.finetune.epochs
+
+        def told(metrics: dict[str, float]) -> None:
+            # The last one is told of together with what follows: a scheduler must not end the trial in between.
+            if metrics["epoch"] < last:
+                on_epoch(int(metrics["epoch"]), _quality(metrics))
+
+        if not self.distributed:
+            return partial(fit_here, threads=self.threads, report=report, on_epoch=told)
+        workers, wait = settings.finetune.workers, settings.cluster.wait_for_nodes_s
+        return partial(_in_this_thread, lambda job, tell: fit(job, workers, report, wait, tell), told)
+
+    def _more(self, work: _Work, full: Artifact) -> dict[str, float]:
+        needs = self.needs
+        if not (needs.variants or needs.quality or needs.speed):
+            return {}
+        models = {FULL: full} | (work.compress(full) if needs.variants else {})
+        values = work.qualities({name: models[name] for name in sorted(needs.quality)})
+        if needs.measured:
+            wanted = models if needs.certified else {n: m for n, m in models.items() if n in needs.speed | {FULL}}
+            measured = work.measure(wanted)
+            values |= {f"profile.{name}.{k}": v for name, model in measured.items() for k, v in model.values().items()}
+            if needs.certified:
+                values |= work.certified(models, measured)
+        return values
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Speed of a model in a trial.
+
+    Attributes:
+        name: of the model.
+        speed: as measured.
+        seconds: per row at the best batch size, tokenising included.
+        cost: the same, relative to the full model of the trial.
+    """
+
+    name: str
+    speed: Speed
+    seconds: float
+    cost: float
+
+    def values(self) -> dict[str, float]:
+        """By the names in `metrics.SPEED`."""
+        speed = self.speed
+        return {
+            "p50_ms": speed.p50_ms,
+            "p99_ms": speed.p99_ms,
+            "rows_per_s": speed.best_rows_per_s,
+            "ms_per_row": 1e3 * self.seconds,
+            "peak_memory_mb": speed.peak_memory_mb,
+            "size_mb": speed.size_mb,
+            "cost": self.cost,
+        }
+
+
+@dataclass(frozen=True)
+class _Work:
+    settings: Settings
+    task: Task
+    start: Artifact
+    data: Artifact
+    store: ArtifactStore
+    threads: int
+    gpu: bool
+    report: Report
+
+    def finetune(self, train: Callable[[TrainJob], Trained]) -> Artifact:
+        config = self.settings.finetune
+        return finetune(
+            config, self.task, self.start, self.data, self.store, self.report, train=train, execute=run_serially
+        )
+
+    def compress(self, full: Artifact) -> dict[str, Artifact]:
+        config = self.settings.compress
+        return compress(config, self.task, full, self.data, self.store, self.report, here=self.threads)
+
+    def outputs(self, models: Mapping[str, Artifact], split: str) -> dict[str, Artifact]:
+        return outputs(
+            models,
+            self.data,
+            self.store,
+            self.report,
+            self.gpu,
+            splits=(split,),
+            compute=InferHere(self.threads),
+            execute=run_serially,
+        )
+
+    def qualities(self, models: Mapping[str, Artifact]) -> dict[str, float]:
+        found = self.outputs(models, VALIDATION) if models else {}
+        values: dict[str, float] = {}
+        for name, artifact in found.items():
+            _, labels, logits = read_outputs(artifact, VALIDATION)
+            values |= {f"profile.{name}.{metric}": score(metric, logits, labels) for metric in QUALITY}
+        return values
+
+    def measure(self, models: Mapping[str, Artifact]) -> dict[str, Measured]:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        served = self.settings.serve.variant
+        config = self.settings.profile.as_served(served.threads, served.gpus)
+        examples, encode_s = examples_of(config, self.task, models[FULL], self.data)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        speeds, _ = measure(config, models, examples, self.report, here)
+        seconds = {name: 1 / speed.best_rows_per_s + encode_s for name, speed in speeds.items()}
+        return {
+            name: Measured(name, speed, seconds[name], seconds[name] / seconds[FULL]) for name, speed in speeds.items()
+        }
+
+    def certified(self, models: Mapping[str, Artifact], measured: Mapping[str, Measured]) -> dict[str, float]:
+        found = self.outputs(models, "selection")
+        inputs, config = inputs_of(self.data, "selection"), self.settings.select
+
+        def rows_of(first: str, last: str) -> Any:
+            return rows([found[first], found[last], found[FULL]], "selection", inputs)
+
+        own = validator_cost(config.make_validator(), rows_of(FULL, FULL), measured[FULL].speed)
+        options = estimate_pairs(config, measured, rows_of, own, self.report)
+        chosen, _ = choose(options, config.min_saving if config.first is None else float("-inf"))
+        return _cascade(chosen, rows_of, measured[FULL].seconds, config.make_validator())
+
+
+def _cascade(
+    chosen: Option | None, rows_of: Callable[[str, str], Any], full_s: float, validator: Any
+) -> dict[str, float]:
+    """What the chosen cascade costs; without one the full model answers everything."""
+    cost, escalated, drop = 1.0, 0.0, 0.0
+    if chosen is not None:
+        found = rows_of(chosen.first, chosen.last or FULL)
+        limit = float("-inf") if chosen.threshold is None else chosen.threshold
+        accepted = found.scores(validator, chosen.temperature) >= limit
+        cost, escalated = chosen.cost, chosen.escalation_rate
+        drop = found.full_accuracy - found.accuracy(accepted)
+    return {
+        "certified.cost": cost,
+        "certified.ms_per_answer": 1e3 * cost * full_s,
+        "certified.escalation_rate": escalated,
+        "certified.accuracy_drop": drop,
+    }
+
+
+def _quality(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(metrics[name]) for name in QUALITY}
+
+
+def _in_this_thread(train: Callable[[TrainJob, OnMetrics], Trained], on_epoch: OnMetrics, job: TrainJob) -> Trained:
+    """Train in another thread, but tell of epochs in this one, which is the one that Ray Tune can end."""
+    told: queue.Queue[dict[str, float] | Trained | BaseException] = queue.Queue()
+
+    def work() -> None:
+        try:
+            told.put(train(job, told.put))
+        except BaseException as error:
+            told.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while isinstance(item := told.get(), dict):
+        on_epoch(item)
+    if isinstance(item, BaseException):
+        raise item
+    return item
