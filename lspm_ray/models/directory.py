@@ -35,6 +35,11 @@ class Variant(Config):
     recipe: list[dict[str, Any]] = Field(default_factory=list)
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest token id, those added later included: there may be gaps between the ids."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def load_tokenizer(directory: Path, *, eos_pads: bool = False, field: str = "model.name") -> PreTrainedTokenizerBase:
     """The directory's tokenizer.
 

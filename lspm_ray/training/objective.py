@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lspm_ray.corpus.split import mix
 from lspm_ray.errors import ConfigError, ModelError
+from lspm_ray.models.directory import vocabulary_size
 from lspm_ray.models.shape import first_position, shape_of
 from lspm_ray.plugin import Plugin
 from lspm_ray.training.attention import attention_mask, check_apart, document_numbers, position_ids
@@ -250,7 +251,7 @@ class Vocabulary:
         """Read it off a tokenizer."""
         known = tokenizer.get_vocab()
         used = np.fromiter(known.values(), dtype=np.int64)
-        special = np.ones(int(used.max(initial=-1)) + 1, dtype=bool)
+        special = np.ones(vocabulary_size(tokenizer), dtype=bool)
         special[used] = False  # an id in a gap names no token: it must not be put in at random either
         special[tokenizer.all_special_ids] = True
         ids: dict[str, int | None] = {
