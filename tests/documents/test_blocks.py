@@ -111,6 +111,13 @@ def test_order_and_repetition_of_the_work_do_not_matter(make: MakeBlocks, tmp_pa
     assert make(backwards, ArtifactStore(str(tmp_path / "other"))).digest == make().digest
 
 
+def test_a_remote_store_gives_what_a_local_one_gives(make: MakeBlocks, memory: str) -> None:
+    made = make(into=ArtifactStore(f"{memory}/store"))
+    assert made.uri.startswith(memory)
+    assert made.digest == make().digest
+    made.verify()
+
+
 @pytest.mark.ray
 def test_a_cluster_gives_what_one_process_gives(ray_cluster: None, make: MakeBlocks, tmp_path: Path) -> None:
     assert make(run_on_ray, ArtifactStore(str(tmp_path / "other"))).digest == make().digest
