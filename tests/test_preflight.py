@@ -10,10 +10,11 @@ import pytest
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.commands.predict import Request, predict
 from lspm_ray.commands.preflight import check
+from lspm_ray.documents.tokenizer import take_over
 from lspm_ray.errors import ConfigError, ModelError, UserError
 from lspm_ray.models.base import base
 from lspm_ray.settings import Settings
-from tests.toys import toy_model_dir
+from tests.toys import toy_model_dir, toy_tokenizer
 
 
 @pytest.fixture
@@ -157,6 +158,52 @@ def test_a_model_that_cannot_learn_from_the_blocks_is_known_before(raw_text, tmp
     wrong["pretrain"] |= {"model": model}
     with pytest.raises(error, match=message):
         check(Settings.parse(wrong), settings.stages)
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["fresh", "tokenizer already in the store"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"size": "toy", "config": {"vocab_size": 100}}}, r"vocab_size: .* {size} token ids, .* knows 100"),
+        ({"objective": "span_corruption"}, r"eos_token: the tokenizer has no eos token"),
+    ],
+)
+def test_a_fresh_model_must_fit_the_tokenizer_that_is_named(raw_text, tmp_path, made, changes, message):
+    toy_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    raw_text["tokenizer"] = {"name": str(tmp_path / "tokenizer")}
+    fine = Settings.parse(raw_text)
+    done = {"documents", "tokenizer"} if made else set()
+    if made:
+        take_over(fine.tokenizer, ArtifactStore(fine.output))
+    missing = [stage for stage in fine.stages if stage not in done]
+    assert "pretrain: masked_lm, a fresh bert of size toy" in check(fine, missing)
+    with pytest.raises(ModelError, match=message.replace("{size}", str(len(toy_tokenizer())))):
+        check(Settings.parse(raw_text | {"pretrain": raw_text["pretrain"] | changes}), missing)
+
+
+def test_a_named_tokenizer_that_does_not_load_is_known_before(raw_text, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    settings = Settings.parse(raw_text | {"tokenizer": {"name": str(tmp_path / "tokenizer")}})
+    with pytest.raises(ModelError, match=r"tokenizer\.name: the tokenizer does not load"):
+        check(settings, settings.stages)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["its tokenizer", "a trained tokenizer"])
+def test_documents_that_cannot_be_kept_apart_are_known_before(raw_text, tmp_path, trained):
+    from transformers import AutoConfig
+
+    directory = toy_model_dir(tmp_path / "model")
+    AutoConfig.for_model("deberta-v2", vocab_size=1000, max_position_embeddings=64).save_pretrained(directory)
+    raw_text["pretrain"]["model"] = {"name": str(directory)}
+    if not trained:
+        raw_text.pop("tokenizer")
+    settings = Settings.parse(raw_text)
+    assert any("going on from" in line for line in check(settings, settings.stages))
+    raw_text["pretrain"]["across_documents"] = False
+    settings = Settings.parse(raw_text)
+    with pytest.raises(ConfigError, match=r"pretrain\.across_documents: .*deberta-v2 \(got False\)"):
+        check(settings, settings.stages)
 
 
 def test_a_trained_tokenizer_gets_the_sentinels_of_the_objective(raw_text):

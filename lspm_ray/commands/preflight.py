@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lspm_ray.artifact import cpu_count, filesystem
 from lspm_ray.cluster import ClusterConfig, running_cluster
@@ -11,6 +12,7 @@ from lspm_ray.compression.recipe import check_recipes
 from lspm_ray.corpus.check import check_columns, check_files
 from lspm_ray.corpus.config import DataConfig, SourceConfig
 from lspm_ray.documents.config import DocumentsConfig
+from lspm_ray.documents.tokenizer import take_over
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.base import base
 from lspm_ray.models.directory import load_tokenizer
@@ -21,10 +23,13 @@ from lspm_ray.pipeline import ReadOnlyStore
 from lspm_ray.serving.deploy import check_fits
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
-from lspm_ray.training.objective import Objective, check_fit
+from lspm_ray.training.objective import Objective, Vocabulary
 from lspm_ray.training.pretrain_config import PretrainConfig
 from lspm_ray.training.tracking import check_mlflow
 from lspm_ray.training.trainer import Scaling, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 _LABELS_SHOWN = 10
 
@@ -48,7 +53,7 @@ def check(settings: Settings, missing: Sequence[str]) -> list[str]:
         locate_tokenizer(settings.tokenizer.source())
         found.append(f"tokenizer: {settings.tokenizer.name}")
     if "pretrain" in missing and settings.pretrain is not None:
-        found.append(_pretrain(settings, settings.pretrain))
+        found.append(_pretrain(settings, settings.pretrain, in_store="tokenizer" not in missing))
     if settings.model is not None and {"base", "prepare", "compress"} & set(missing):
         found.append(_model(settings, settings.model, in_store="base" not in missing))
     if "prepare" in missing:
@@ -85,36 +90,74 @@ def _documents(config: DocumentsConfig) -> str:
     return f"documents: {len(found)} file(s) ({formats}), {size:.1f} MB; rules: {rules}"
 
 
-def _pretrain(settings: Settings, config: PretrainConfig) -> str:
+def _pretrain(settings: Settings, config: PretrainConfig, *, in_store: bool) -> str:
     objective, model = Objective.make(config.objective), config.model
     check_mlflow(config.mlflow)
     if model.name is not None:
         directory = locate(ModelConfig(name=model.name, revision=model.revision))
-        _continues(settings, objective, directory)
+        _continues(settings, config, directory, in_store=in_store)
         _fits(settings, shape_of(read_config(directory, model.name), model.name))
         return f"pretrain: {objective.name}, going on from {model.name}"
     architecture = model.architecture or objective.architectures[0]
-    size = settings.tokenizer.vocab_size if settings.tokenizer and settings.tokenizer.algorithm else 1
-    ids = dict.fromkeys(("pad", "mask", "bos", "eos", "cls", "sep"), 0)
-    length = settings.blocks.length
-    made = build_config(architecture, model.size, vocab_size=size, length=length, ids=ids, overrides=model.config)
-    check_fit(size, length, made)
+    made = _fresh(settings, config, architecture, in_store=in_store)
     _fits(settings, shape_of(made.to_dict(), architecture))
     return f"pretrain: {objective.name}, a fresh {architecture} of size {model.size}"
 
 
-def _continues(settings: Settings, objective: Objective, directory: Path) -> None:
+def _fresh(settings: Settings, config: PretrainConfig, architecture: str, *, in_store: bool) -> PreTrainedConfig:
+    """The model that is to be made, refused if it cannot learn from the blocks that are to be made."""
+    tokenizer, model = _named_tokenizer(settings, in_store=in_store), config.model
+    if tokenizer is None:
+        size = _trained_size(settings)
+        ids: dict[str, int | None] = dict.fromkeys(("pad", "mask", "bos", "eos", "cls", "sep"), 0)
+    else:
+        vocabulary = Vocabulary.of(tokenizer)
+        size, ids = vocabulary.size, vocabulary.ids
+    length = settings.blocks.length
+    made = build_config(architecture, model.size, vocab_size=size, length=length, ids=ids, overrides=model.config)
+    _learns(settings, config, made, tokenizer)
+    return made
+
+
+def _continues(settings: Settings, config: PretrainConfig, directory: Path, *, in_store: bool) -> None:
     """Refuse a pretrained model that cannot learn from the blocks that are to be made."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    tokenizer, length = settings.tokenizer, settings.blocks.length
-    if tokenizer is not None and tokenizer.algorithm is not None:
-        objective.check_kind(config)
-        check_fit(tokenizer.vocab_size, length, config)
-        return
-    taken = directory if tokenizer is None else locate_tokenizer(tokenizer.source())
-    objective.check(load_tokenizer(taken, eos_pads=True), config, length)
+    model = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    if settings.tokenizer is None:
+        tokenizer: PreTrainedTokenizerBase | None = load_tokenizer(
+            directory, eos_pads=True, field="pretrain.model.name"
+        )
+    else:
+        tokenizer = _named_tokenizer(settings, in_store=in_store)
+    _learns(settings, config, model, tokenizer)
+
+
+def _learns(
+    settings: Settings, config: PretrainConfig, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Refuse a model that does not go with the objective, the blocks or the tokenizer; None is one to be trained."""
+    objective, length, across = Objective.make(config.objective), settings.blocks.length, config.across_documents
+    if tokenizer is None:
+        objective.check_model(model, _trained_size(settings), length, across_documents=across)
+    else:
+        objective.check(tokenizer, model, length, across_documents=across)
+
+
+def _named_tokenizer(settings: Settings, *, in_store: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that the section `tokenizer` names; None if it is one to be trained."""
+    config = settings.tokenizer
+    if config is None or config.name is None:
+        return None
+    directory = (
+        take_over(config, ReadOnlyStore(settings.output)).local() if in_store else locate_tokenizer(config.source())
+    )
+    return load_tokenizer(directory, eos_pads=True, field="tokenizer.name")
+
+
+def _trained_size(settings: Settings) -> int:
+    """Tokens of the tokenizer that is to be trained."""
+    return settings.tokenizer.vocab_size if settings.tokenizer is not None else 1
 
 
 def _fits(settings: Settings, shape: Shape) -> None:

@@ -29,7 +29,7 @@ from lspm_ray.documents.config import SPLITS
 from lspm_ray.documents.packing import Packed, best_fit, concatenate
 from lspm_ray.documents.write import write_table
 from lspm_ray.errors import ArtifactError, ConfigError, DataError
-from lspm_ray.models.directory import load_tokenizer
+from lspm_ray.models.directory import load_tokenizer, vocabulary_size
 from lspm_ray.progress import Report
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class PackShard:
         config: what the user says.
         staging: holds the tokenizer, and finished shards until all are there.
         marks: of the tokenizer.
-        vocabulary: token ids of the tokenizer.
+        vocabulary: one more than the highest token id of the tokenizer.
     """
 
     documents: Artifact
@@ -298,7 +298,7 @@ def make_blocks(
     def build(draft: Draft) -> None:
         loaded = load_tokenizer(tokenizer.local(), eos_pads=True)
         staging = Staging(store.work_uri(STAGE, key))
-        pack = PackShard(documents, config, staging, Marks(loaded, config.start), len(loaded))
+        pack = PackShard(documents, config, staging, Marks(loaded, config.start), vocabulary_size(loaded))
         _hand_out(loaded, staging)
         names = {split: _shards(documents, split) for split in SPLITS}
         every = [name for some in names.values() for name in some]
@@ -371,8 +371,10 @@ def _describe(
         splits[split] = {kind: sum(results[name][kind] for name in some) for kind in next(iter(results.values()))}
         if not splits[split]["blocks"]:
             raise DataError(f"the {split} split makes no block", field="blocks.length", value=config.length)
-    ordinary = np.ones(len(loaded), dtype=bool)
-    ordinary[[i for i in loaded.all_special_ids if i < len(loaded)]] = False
+    size, used = vocabulary_size(loaded), np.array(sorted(loaded.get_vocab().values()))
+    ordinary = np.zeros(size, dtype=bool)
+    ordinary[used] = True  # an id in a gap names no token
+    ordinary[loaded.all_special_ids] = False
     train, held_out = counts["train"], counts["validation"]
     unknown = int(train[loaded.unk_token_id]) if loaded.unk_token_id is not None else 0
     stats = {
@@ -385,13 +387,13 @@ def _describe(
         "padding_share": round(
             _padding(config.length, splits["train"], starts=Marks(loaded, config.start).start is not None), 6
         ),
-        "unigram_loss": round(unigram_loss(train * ordinary, held_out * ordinary), 6),
+        "unigram_loss": round(unigram_loss((train * ordinary)[used], (held_out * ordinary)[used]), 6),
     }
     index = {"length": config.length, "group_rows": GROUP_ROWS, "names": names, "rows": rows}
     (draft.path / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
     (draft.path / STATS_FILE).write_text(json.dumps(stats, indent=1) + "\n", encoding="utf-8")
-    tokens = loaded.convert_ids_to_tokens(list(range(len(loaded))))
-    columns = [pa.array(np.arange(len(loaded))), pa.array(tokens, pa.string()), pa.array(train)]
+    tokens = loaded.convert_ids_to_tokens(list(range(size)))
+    columns = [pa.array(np.arange(size)), pa.array(tokens, pa.string()), pa.array(train)]
     pq.write_table(pa.Table.from_arrays(columns, names=["id", "token", "count"]), draft.path / TOKENS_FILE)
     draft.summary |= stats
 

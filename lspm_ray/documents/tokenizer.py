@@ -82,7 +82,7 @@ def make_tokenizer(
         DataError: there is too little text to train one.
     """
     if config.name is not None:
-        return _take_over(config, store)
+        return take_over(config, store)
     settings = {"tokenizer": config.model_dump(mode="json")}
     parents = {"documents": documents.digest}
     key = store.key(STAGE, settings, parents)
@@ -101,7 +101,13 @@ def make_tokenizer(
     return store.make(STAGE, settings, parents, build)
 
 
-def _take_over(config: TokenizerConfig, store: ArtifactStore) -> Artifact:
+def take_over(config: TokenizerConfig, store: ArtifactStore) -> Artifact:
+    """The named tokenizer as an artifact, made if it is not there.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+        ConfigError: it is not of the fast kind.
+    """
     source = config.source()
     content = fingerprint(source, weights=False, field="tokenizer.name")
     settings = {"tokenizer": source.model_dump(mode="json"), "content": content}
@@ -114,7 +120,7 @@ def _take_over(config: TokenizerConfig, store: ArtifactStore) -> Artifact:
         copy(directory, draft.path)
         for weights in draft.path.glob("*.safetensors*"):
             weights.unlink()
-        tokenizer = load_tokenizer(draft.path, eos_pads=True)
+        tokenizer = load_tokenizer(draft.path, eos_pads=True, field="tokenizer.name")
         if not tokenizer.is_fast:
             raise ConfigError(
                 "only tokenizers of the `tokenizers` library (a tokenizer.json) are fast enough",

@@ -35,13 +35,19 @@ class Variant(Config):
     recipe: list[dict[str, Any]] = Field(default_factory=list)
 
 
-def load_tokenizer(directory: Path, *, eos_pads: bool = False) -> PreTrainedTokenizerBase:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest token id, those added later included: there may be gaps between the ids."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def load_tokenizer(directory: Path, *, eos_pads: bool = False, field: str = "model.name") -> PreTrainedTokenizerBase:
     """The directory's tokenizer.
 
     Args:
         directory: of a model or of a tokenizer alone.
         eos_pads: a tokenizer without a padding token (GPT-2's, Llama's) gets its eos token as one. That is right where
             padding is told by position, not by token.
+        field: the setting that names it, for messages.
 
     Raises:
         ModelError: it has none that loads, or one without a padding token.
@@ -52,13 +58,13 @@ def load_tokenizer(directory: Path, *, eos_pads: bool = False) -> PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"the tokenizer does not load: {first}", field="model.name", value=str(directory)) from None
+        raise ModelError(f"the tokenizer does not load: {first}", field=field, value=str(directory)) from None
     if tokenizer.pad_token_id is None and eos_pads:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ModelError(
             "the tokenizer has no padding token, so texts of different lengths cannot share a batch",
-            field="model.name",
+            field=field,
             value=str(directory),
             hint="Take an encoder (BERT, RoBERTa, ...), or a copy with pad_token in tokenizer_config.json and "
             "pad_token_id in config.json",

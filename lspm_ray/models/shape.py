@@ -80,9 +80,17 @@ def shape_of(raw: dict[str, Any], name: str) -> Shape:
     return Shape(config.model_type, int(getattr(config, "num_hidden_layers", 0) or 0), _max_tokens(config))
 
 
+def first_position(config: PreTrainedConfig) -> int:
+    """Position of the first token of a text: 0, or in some families the one after that of padding."""
+    if config.model_type not in _COUNT_FROM_PADDING:
+        return 0
+    # MPNet's code has a number of its own, whatever the configuration says.
+    padding = 1 if config.model_type == "mpnet" else config.pad_token_id
+    return 0 if padding is None else int(padding) + 1
+
+
 def _max_tokens(config: PreTrainedConfig) -> int | None:
     positions = int(getattr(config, "max_position_embeddings", 0) or 0)
     if positions <= 0 or not getattr(config, "position_biased_input", True):
         return None  # positions are relative to each other
-    padding = config.pad_token_id
-    return positions - padding - 1 if config.model_type in _COUNT_FROM_PADDING and padding is not None else positions
+    return positions - first_position(config)

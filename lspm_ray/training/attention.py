@@ -1,9 +1,13 @@
 """Attention that stays inside each document, for blocks that hold several.
 
-Tried with transformers 5.23 on BERT, GPT-2 and Llama, with eager attention and PyTorch's scaled dot product: a mask of
-shape [blocks, 1, length, length] is used as it is. Two other ways let tokens of other documents through without a word:
-positions that restart at each document (only causal models, without cache and without any mask, take them for a sign
-of packing), and a boolean mask with eager attention (which adds it to the scores).
+Tried with transformers 5.23 on every one of `FAMILIES`, with eager attention and, where they have it, PyTorch's scaled
+dot product: a mask of shape [blocks, 1, length, length] is used as it is. Other families refuse such a mask (BLOOM,
+DeBERTa), carry a state over from token to token (Mamba, ConvBERT) or count positions on through the block (RoFormer,
+MobileBERT), mostly without a word.
+
+Three other ways let tokens of other documents through without a word: positions that restart at each document (only
+causal models, without cache and without any mask, take them for a sign of packing), a boolean mask with eager attention
+(which adds it to the scores), and a mask of this shape for a model with a sliding window, which it replaces.
 """
 
 from __future__ import annotations
@@ -18,7 +22,42 @@ from lspm_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+FAMILIES = (
+    "albert",
+    "bert",
+    "camembert",
+    "data2vec-text",
+    "distilbert",
+    "electra",
+    "ernie",
+    "eurobert",
+    "gemma",
+    "gemma2",
+    "gpt2",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "megatron-bert",
+    "mistral",
+    "modernbert",
+    "mpnet",
+    "olmo",
+    "olmo2",
+    "opt",
+    "phi",
+    "qwen2",
+    "qwen3",
+    "roberta",
+    "roberta-prelayernorm",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+)
+"""`model_type` of the models that read a document inside a block as if it were alone: each is tested."""
 
 _TAKE_A_MASK = ("sdpa", "eager")
 
@@ -47,6 +86,37 @@ def position_ids(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     starts = np.zeros_like(numbers)
     starts[:, 1:] = np.where(numbers[:, 1:] != numbers[:, :-1], index[:, 1:], 0)
     return index - np.maximum.accumulate(starts, axis=1)
+
+
+def check_apart(config: PreTrainedConfig, length: int) -> None:
+    """Refuse a model whose attention cannot be kept inside documents.
+
+    Args:
+        config: of the model.
+        length: tokens per block.
+
+    Raises:
+        ConfigError: it is not one of `FAMILIES`, or sees less of a document than a block may hold.
+    """
+    field, valid = "pretrain.across_documents", "true"
+    if config.model_type not in FAMILIES:
+        raise ConfigError(
+            f"documents of a block cannot be kept apart with a model of the family {config.model_type}",
+            field=field,
+            value=False,
+            valid=[valid],
+            hint=f"They can be with {', '.join(FAMILIES)}",
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and length > window:
+        raise ConfigError(
+            f"documents of a block cannot be kept apart where blocks of {length} tokens are longer than the model's "
+            f"sliding window of {window}",
+            field=field,
+            value=False,
+            valid=[valid],
+            hint=f"Make blocks of {window} tokens or fewer, or take a model without a window",
+        )
 
 
 def document_mask(numbers: torch.Tensor, positions: torch.Tensor, causal: bool) -> torch.Tensor:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from lspm_ray.corpus.split import mix
 from lspm_ray.errors import ConfigError, ModelError
+from lspm_ray.models.directory import vocabulary_size
+from lspm_ray.models.shape import first_position, shape_of
 from lspm_ray.plugin import Plugin
-from lspm_ray.training.attention import attention_mask, document_numbers, position_ids
+from lspm_ray.training.attention import attention_mask, check_apart, document_numbers, position_ids
 
 if TYPE_CHECKING:
     import torch
@@ -66,27 +68,53 @@ class Objective(Plugin):
     separates_documents: ClassVar[bool] = False
     causal: ClassVar[bool] = False
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, length: int) -> None:
+    def check(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PreTrainedConfig,
+        length: int,
+        *,
+        across_documents: bool = True,
+    ) -> None:
         """Refuse a tokenizer or a model that the objective cannot work with, before any work.
 
         Args:
             tokenizer: of the blocks.
             config: of the model.
             length: tokens per block.
+            across_documents: whether a token may see the other documents of its block.
 
         Raises:
-            ConfigError: blocks are longer than the model's positions.
-            ModelError: names what the tokenizer lacks, says that it does not fit the model, or that the model is of
-                another kind.
+            ConfigError: as `check_model`.
+            ModelError: as `check_model`, or the tokenizer lacks something, which is named.
         """
-        self.check_kind(config)
+        self.check_model(config, Vocabulary.of(tokenizer).size, length, across_documents=across_documents)
         if tokenizer.pad_token_id is None:
             raise ModelError(
                 "the tokenizer has no padding token, so texts of different lengths cannot share a batch",
                 field="pad_token",
                 hint="Train the tokenizer with one, or set pad_token in its tokenizer_config.json",
             )
-        check_fit(Vocabulary.of(tokenizer).size, length, config)
+
+    def check_model(
+        self, config: PreTrainedConfig, vocabulary: int, length: int, *, across_documents: bool = True
+    ) -> None:
+        """The part of `check` that needs no tokenizer, for one that is still to be trained.
+
+        Args:
+            config: of the model.
+            vocabulary: token ids of the tokenizer.
+            length: tokens per block.
+            across_documents: whether a token may see the other documents of its block.
+
+        Raises:
+            ConfigError: blocks are longer than the model's positions, or documents cannot be kept apart.
+            ModelError: the tokenizer's vocabulary does not fit the model, or the model is of another kind.
+        """
+        self.check_kind(config)
+        check_fit(vocabulary, length, config)
+        if not across_documents:
+            check_apart(config, length)
 
     def check_kind(self, config: PreTrainedConfig) -> None:
         """Refuse a model that sees too much or too little for the objective: it would load, and learn nothing of use.
@@ -150,6 +178,7 @@ class Objective(Plugin):
         """
         inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in ("labels", DOCUMENTS)}
         if DOCUMENTS in batch:
+            inputs["position_ids"] = batch["position_ids"] + first_position(model.config)
             inputs["attention_mask"] = attention_mask(model, batch[DOCUMENTS], batch["position_ids"], self.causal)
         return inputs
 
@@ -186,8 +215,6 @@ def check_fit(vocabulary: int, length: int, config: PreTrainedConfig) -> None:
         ConfigError: blocks are longer than the model's positions.
         ModelError: the tokenizer's vocabulary does not fit.
     """
-    from lspm_ray.models.shape import shape_of
-
     there = int(config.vocab_size)
     if vocabulary > there:
         raise ModelError(
@@ -224,7 +251,7 @@ class Vocabulary:
         """Read it off a tokenizer."""
         known = tokenizer.get_vocab()
         used = np.fromiter(known.values(), dtype=np.int64)
-        special = np.ones(int(used.max(initial=-1)) + 1, dtype=bool)
+        special = np.ones(vocabulary_size(tokenizer), dtype=bool)
         special[used] = False  # an id in a gap names no token: it must not be put in at random either
         special[tokenizer.all_special_ids] = True
         ids: dict[str, int | None] = {

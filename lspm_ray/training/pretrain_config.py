@@ -45,7 +45,8 @@ class PretrainConfig(Config):
     Attributes:
         objective: `{objective: NAME, field: value, ...}` or just the name.
         model: what is pretrained.
-        across_documents: a token may see the other documents of its block.
+        across_documents: a token may see the other documents of its block; false needs a model of the families in
+            `training.attention.FAMILIES`.
         epochs: passes over the training blocks. Of `epochs`, `steps` and `tokens`, one is given.
         steps: optimiser steps.
         tokens: tokens to see, rounded down to whole steps.

@@ -135,10 +135,10 @@ def make_model(job: PretrainJob, warn: Callable[[str], None] = lambda _: None) -
             ids=vocabulary.ids,
             overrides=config.model.config,
         )
-        objective.check(tokenizer, made, length)
+        objective.check(tokenizer, made, length, across_documents=config.across_documents)
         return build_model(objective.auto_class, made, config.seed), vocabulary
     model = _pretrained(job.base_uri, objective, config.seed, warn)
-    objective.check(tokenizer, model.config, length)
+    objective.check(tokenizer, model.config, length, across_documents=config.across_documents)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = vocabulary.id("pad")  # fine-tuning needs to know it
     return model, vocabulary

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
@@ -46,6 +47,16 @@ def backwards(step: Step, items: Sequence[Item]) -> Iterator[tuple[int, dict[str
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[str]:
+    """URI of an empty directory that is on no disk."""
+    folder = f"/{tmp_path.name}"
+    yield f"fsspec+memory:/{folder}"
+    fs = fsspec.filesystem("memory")
+    if fs.exists(folder):
+        fs.rm(folder, recursive=True)
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,13 @@ def test_order_and_repetition_of_the_work_do_not_matter(make: MakeBlocks, tmp_pa
     assert make(backwards, ArtifactStore(str(tmp_path / "other"))).digest == make().digest
 
 
+def test_a_remote_store_gives_what_a_local_one_gives(make: MakeBlocks, memory: str) -> None:
+    made = make(into=ArtifactStore(f"{memory}/store"))
+    assert made.uri.startswith(memory)
+    assert made.digest == make().digest
+    made.verify()
+
+
 @pytest.mark.ray
 def test_a_cluster_gives_what_one_process_gives(ray_cluster: None, make: MakeBlocks, tmp_path: Path) -> None:
     assert make(run_on_ray, ArtifactStore(str(tmp_path / "other"))).digest == make().digest
@@ -141,6 +150,35 @@ def test_statistics_describe_the_blocks(make: MakeBlocks, documents: Artifact) -
         table["count"].to_pylist()
         == np.bincount([token for document in wanted for token in document], minlength=len(toy_tokenizer())).tolist()
     )
+
+
+def test_ids_of_a_tokenizer_may_have_gaps(documents: Artifact, tmp_path: Path) -> None:
+    made = []
+    for step in (1, 2):
+        folder = tmp_path / f"every-{step}"
+        toy_tokenizer().save_pretrained(folder)
+        raw = json.loads((folder / "tokenizer.json").read_text())
+        raw["model"]["vocab"] = {token: step * number for token, number in raw["model"]["vocab"].items()}
+        for entry in raw["added_tokens"]:
+            entry["id"] *= step
+        (folder / "tokenizer.json").write_text(json.dumps(raw))
+        store = ArtifactStore(str(tmp_path / f"store-{step}"))
+
+        def build(draft: Draft, folder: Path = folder) -> None:
+            shutil.copytree(folder, draft.path, dirs_exist_ok=True)
+
+        taken = store.make("tokenizer", {}, {}, build)
+        settings = BlocksConfig.parse({"length": 32})
+        made.append(make_blocks(settings, documents, taken, store, lambda line: None, execute=run_serially))
+    dense, gaps = made
+    assert gaps.manifest.summary == dense.manifest.summary
+    assert rows(gaps)[0] == [[2 * token for token in row] for row in rows(dense)[0]]
+    expected, found = (pq.read_table(blocks.path("tokens.parquet")) for blocks in (dense, gaps))
+    assert found["id"].to_pylist() == list(range(2 * len(toy_tokenizer()) - 1))
+    assert found["token"].to_pylist()[::2] == expected["token"].to_pylist()
+    assert found["count"].to_pylist()[::2] == expected["count"].to_pylist()
+    assert set(found["token"].to_pylist()[1::2]) == {None}
+    assert set(found["count"].to_pylist()[1::2]) == {0}
 
 
 def test_unigram_loss_is_the_entropy_when_the_counts_agree() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.artifact import Artifact, ArtifactStore, filesystem
 from lspm_ray.corpus.clean import text_id
 from lspm_ray.corpus.dedup import words
 from lspm_ray.corpus.execute import run_on_ray
@@ -51,6 +51,25 @@ def test_a_killed_run_goes_on_and_gives_the_same(prose: Path, make_documents: Ma
     assert into.artifacts() == []
     assert make_documents(config(prose), into=into).digest == whole.digest
     assert not list((tmp_path / "other/.work").glob("*"))
+
+
+def test_a_remote_source_and_store_give_what_local_ones_give(prose: Path, make_documents: Make, memory: str) -> None:
+    whole = make_documents(config(prose))
+    for file in prose.iterdir():
+        fs, path = filesystem(f"{memory}/prose/{file.name}")
+        fs.create_dir(path.rpartition("/")[0])
+        with fs.open_output_stream(path) as sink:
+            sink.write(file.read_bytes())
+    source, into = config(prose) | {"source": f"{memory}/prose/*.txt"}, ArtifactStore(f"{memory}/store")
+    with pytest.raises(KilledError):
+        make_documents(source, into=into, execute=killed_after(14))
+    assert into.artifacts() == []
+    made = make_documents(source, into=into)
+    assert made.uri.startswith(memory)
+    assert made.digest == whole.digest
+    made.verify()
+    assert [artifact.uri for artifact in into.artifacts()] == [made.uri]
+    assert not into.has_work("documents")
 
 
 def test_order_and_repetition_of_the_work_do_not_matter(prose: Path, make_documents: Make, tmp_path: Path) -> None:

@@ -5,14 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lspm_ray.errors import ConfigError
-from lspm_ray.training.attention import document_mask, document_numbers, position_ids
-from lspm_ray.training.objective import Objective
+from lspm_ray.training.attention import FAMILIES, document_mask, document_numbers, position_ids
+from lspm_ray.training.objective import Objective, looks_ahead
 from tests.training.toy_language import (
     LENGTH,
     TRAINED_BY,
     as_tensors,
     toy_blocks,
     toy_pretrainable,
+    toy_tokenizer,
     toy_vocabulary,
 )
 
@@ -88,6 +89,81 @@ def test_loss_and_gradients_are_those_of_the_documents_one_by_one(architecture):
     wanted = torch.autograd.grad(one_by_one, list(model.parameters()))
     for found, expected in zip(torch.autograd.grad(together, list(model.parameters())), wanted, strict=True):
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def tiny_config(family, **fields):
+    """Two layers; the sizes of parts that only some families have are set where they are."""
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    ids = {"vocab_size": VOCABULARY.size, "pad_token_id": VOCABULARY.id("pad"), "eos_token_id": VOCABULARY.id("eos")}
+    config = AutoConfig.for_model(family)
+    parts = {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 64,
+        "hidden_dim": 64,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+    }
+    parts = {name: value for name, value in parts.items() if getattr(config, name, None) is not None}
+    return AutoConfig.for_model(family, **(sizes | ids | parts | fields))
+
+
+def tiny_model(config):
+    """With weights of which every one matters."""
+    import transformers
+
+    auto_class = Objective.find("masked_lm" if looks_ahead(config) else "causal_lm").auto_class
+    widen = torch.Generator().manual_seed(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, auto_class).from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.2, generator=widen)
+    return model
+
+
+class TestFamilies:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_every_document_is_read_as_if_it_were_alone(self, family):
+        config = tiny_config(family)
+        if getattr(config, "sliding_window", None) is not None:
+            config.sliding_window = LENGTH
+        objective, model = Objective.make("masked_lm" if looks_ahead(config) else "causal_lm"), tiny_model(config)
+        objective.check(toy_tokenizer(), config, LENGTH, across_documents=False)
+        blocks = toy_blocks(1)[0]
+        for attention in dict.fromkeys([model.config._attn_implementation, "eager"]):
+            model.set_attn_implementation(attention)
+            for segments in ([20, 1, 12, 10], [LENGTH]):
+                found = logits(objective, model, blocks, [np.array(segments)])
+                for end, size in zip(np.cumsum(segments), segments, strict=True):
+                    place = slice(end - size, end)
+                    with torch.inference_mode():
+                        alone = model(input_ids=torch.from_numpy(blocks[:, place])).logits
+                    assert torch.allclose(found[:, place], alone, rtol=0, atol=1e-4), (attention, segments, place)
+
+    @pytest.mark.parametrize("family", ["deberta-v2", "mobilebert", "bloom", "mamba", "roformer"])
+    def test_other_families_are_refused(self, family):
+        config = tiny_config(family)
+        objective = Objective.make("masked_lm" if looks_ahead(config) else "causal_lm")
+        objective.check(toy_tokenizer(), config, LENGTH)
+        message = rf"pretrain\.across_documents: .* {family} \(got False\); valid: true\. .*\bbert\b.*\broberta\b"
+        with pytest.raises(ConfigError, match=message):
+            objective.check(toy_tokenizer(), config, LENGTH, across_documents=False)
+
+    @pytest.mark.parametrize("family", ["gemma2", "mistral", "modernbert"])
+    def test_a_window_shorter_than_the_block_is_refused(self, family):
+        config = tiny_config(family)
+        config.sliding_window = LENGTH - 1
+        objective = Objective.make("masked_lm" if looks_ahead(config) else "causal_lm")
+        objective.check(toy_tokenizer(), config, LENGTH)
+        message = r"pretrain\.across_documents: .* 48 tokens .* window of 47 \(got False\); valid: true\. .*47 tokens"
+        with pytest.raises(ConfigError, match=message):
+            objective.check(toy_tokenizer(), config, LENGTH, across_documents=False)
+        objective.check(toy_tokenizer(), config, LENGTH - 1, across_documents=False)
 
 
 def test_attention_that_takes_no_mask_is_refused():

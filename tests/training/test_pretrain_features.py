@@ -1,6 +1,7 @@
 """What the settings of pretraining say is what happens in a step."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,43 @@ def test_activation_checkpointing_computes_twice_and_changes_nothing(job: Job) -
         forwards.append(sum(training))
     assert forwards == [4, 8], "two micro-batches in each of two steps"
     assert histories[0] == histories[1], "also what dropout hides"
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # both are of the compiler's own doing
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("objective", "across_documents", "dropout"),
+    [
+        # Compiled code hides other activations than eager code does.
+        ("masked_lm", True, {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
+        ("causal_lm", False, {}),
+    ],
+)
+def test_compiled_gives_the_same_losses(
+    job: Job, objective: str, across_documents: bool, dropout: dict[str, float]
+) -> None:
+    from torch._dynamo.utils import counters
+
+    settings = {
+        "objective": objective,
+        "across_documents": across_documents,
+        "model": {"size": "toy", "config": dropout},
+        "learning_rate": 5e-3,
+    }
+    histories, graphs = [], []
+    for wanted in (False, True):
+        torch.compiler.reset()
+        counters.clear()
+        histories.append(pretrain_model(job(f"work{wanted}", compile=wanted, **settings), alone()))
+        graphs.append(counters["stats"]["unique_graphs"])
+    eager, compiled = histories
+    assert graphs[0] == 0 < graphs[1]
+    for one, other in zip(eager, compiled, strict=True):
+        for name in ("train_loss", "validation_loss", "gradient_norm"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4), name
+    assert eager[0]["validation_loss"] != pytest.approx(eager[-1]["validation_loss"], rel=1e-3), "the weights matter"
 
 
 @pytest.fixture

@@ -109,11 +109,12 @@ def _blocks(artifact: Artifact) -> Blocks:
     stats = artifact.read_json(blocks_stage.STATS_FILE)
     table = pq.read_table(pa.BufferReader(artifact.read_bytes(blocks_stage.TOKENS_FILE)))
     rows = zip(*(table[name].to_pylist() for name in ("id", "token", "count")), strict=True)
-    ranked = sorted(rows, key=lambda entry: (-entry[2], entry[0]))
+    named = (entry for entry in rows if entry[1] is not None)  # ids may have gaps
+    ranked = sorted(named, key=lambda entry: (-entry[2], entry[0]))
     fields = _known(Blocks, stats) | {
         "splits": {name: BlockSplit(**_known(BlockSplit, split)) for name, split in stats["splits"].items()},
         "rare": sum(count < RARE for _, _, count in ranked),
-        "most_frequent": [(number, _cut(token or ""), count) for number, token, count in ranked[:_SHOWN]],
+        "most_frequent": [(number, _cut(token), count) for number, token, count in ranked[:_SHOWN]],
         "settings": _config(artifact).get(artifact.manifest.stage, {}),
     }
     return Blocks.parse(fields)

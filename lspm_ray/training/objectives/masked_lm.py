@@ -56,9 +56,16 @@ class MaskedLM(Objective):
             raise ValueError("mask_share and random_share add up to more than 1")
         return self
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, length: int) -> None:
+    def check(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PreTrainedConfig,
+        length: int,
+        *,
+        across_documents: bool = True,
+    ) -> None:
         """As every objective; also refuses a tokenizer without a mask token."""
-        super().check(tokenizer, config, length)
+        super().check(tokenizer, config, length, across_documents=across_documents)
         if tokenizer.mask_token_id is None:
             raise ModelError(
                 "the tokenizer has no mask token",

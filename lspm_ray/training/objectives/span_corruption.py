@@ -37,9 +37,16 @@ class SpanCorruption(Objective):
     share: float = Field(0.15, gt=0, lt=1)
     mean_span: float = Field(3.0, ge=1)
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, length: int) -> None:
+    def check(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PreTrainedConfig,
+        length: int,
+        *,
+        across_documents: bool = True,
+    ) -> None:
         """As every objective; also refuses a tokenizer without eos or with too few sentinels."""
-        super().check(tokenizer, config, length)
+        super().check(tokenizer, config, length, across_documents=across_documents)
         vocabulary = Vocabulary.of(tokenizer)
         if vocabulary.ids["eos"] is None:
             raise ModelError(
