@@ -24,6 +24,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[a.b=value]...", help="settings that win over the file")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be done, then stop")]
+FromSweep = Annotated[
+    bool, typer.Option("--from-sweep", help="with the winner's settings of `lspm tune`, which runs first if need be")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 
 _CODES = {"user": 2, "interrupted": 130}
@@ -42,19 +45,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stage_command(name: str, help_text: str) -> None:
-    def command(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+    def command(
+        config: ConfigPath,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        quiet: Quiet = False,
+        from_sweep: FromSweep = False,
+    ) -> None:
         from lspm_ray.commands.run import run
 
-        run(config, overrides or [], name, dry_run=dry_run, quiet=quiet)
+        run(config, _with_sweep(overrides, from_sweep), name, dry_run=dry_run, quiet=quiet)
 
     command.__doc__ = help_text
     app.command(name, help=help_text)(command)
+
+
+def _with_sweep(overrides: list[str] | None, from_sweep: bool) -> list[str]:
+    return [*(overrides or []), *(["tune.use_winner=true"] if from_sweep else [])]
 
 
 _stage_command("documents", "Read, clean and deduplicate raw text.")
 _stage_command("tokenizer", "Train a tokenizer on the documents, or take one over.")
 _stage_command("blocks", "Tokenise the documents and pack them into blocks.")
 _stage_command("pretrain", "Pretrain a model on the blocks, data-parallel.")
+_stage_command("tune", "Search for the best settings and model; interrupted, the same command goes on.")
 _stage_command("prepare", "Read, clean, split and tokenise the corpus.")
 _stage_command("finetune", "Fine-tune the pretrained model, data-parallel.")
 _stage_command("compress", "Make every compressed variant.")
@@ -64,11 +78,11 @@ _stage_command("run", "All stages, and the report.")
 
 
 @app.command("status")
-def status_command(config: ConfigPath, overrides: Overrides = None) -> None:
+def status_command(config: ConfigPath, overrides: Overrides = None, from_sweep: FromSweep = False) -> None:
     """Show stages, artifacts and digests, and what to type next."""
     from lspm_ray.commands.run import status
 
-    status(config, overrides or [])
+    status(config, _with_sweep(overrides, from_sweep))
 
 
 @app.command("serve")
@@ -80,11 +94,12 @@ def serve_command(
     ] = False,
     render: Annotated[bool, typer.Option("--render", help="only write serve.yaml, for `serve deploy`")] = False,
     dry_run: DryRun = False,
+    from_sweep: FromSweep = False,
 ) -> None:
     """Deploy the plan on Ray Serve."""
     from lspm_ray.commands.serve import serve
 
-    serve(config, overrides or [], detach=detach, render_only=render, dry_run=dry_run)
+    serve(config, _with_sweep(overrides, from_sweep), detach=detach, render_only=render, dry_run=dry_run)
 
 
 @app.command("stop")
@@ -109,13 +124,14 @@ def predict_command(
     sample: Annotated[int, typer.Option("--sample", min=0, help="answer this many rows of the test split")] = 0,
     offline: Annotated[bool, typer.Option("--offline", help="no server: run the plan with Ray Data")] = False,
     url: Annotated[str | None, typer.Option("--url", help="endpoint; the configured one by default")] = None,
+    from_sweep: FromSweep = False,
 ) -> None:
     """Ask the endpoint, or run the same plan over a file without one."""
     from lspm_ray.commands.predict import Request, predict, split_overrides
 
     overrides, texts = split_overrides(rest or [])
     request = Request(texts=texts, file=file, out=out, sample=sample, offline=offline, url=url)
-    predict(config, overrides, request)
+    predict(config, _with_sweep(overrides, from_sweep), request)
 
 
 if __name__ == "__main__":

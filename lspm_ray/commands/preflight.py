@@ -22,6 +22,7 @@ from lspm_ray.models.source import ModelConfig, locate, locate_tokenizer, read_c
 from lspm_ray.pipeline import ReadOnlyStore
 from lspm_ray.serving.deploy import check_fits
 from lspm_ray.settings import Settings
+from lspm_ray.sweep import check_settings, points_to_prepare, reserve_for
 from lspm_ray.tasks import Task
 from lspm_ray.training.objective import Objective, Vocabulary
 from lspm_ray.training.pretrain_config import PretrainConfig
@@ -56,6 +57,8 @@ def check(settings: Settings, missing: Sequence[str]) -> list[str]:
         found.append(_pretrain(settings, settings.pretrain, in_store="tokenizer" not in missing))
     if settings.model is not None and {"base", "prepare", "compress"} & set(missing):
         found.append(_model(settings, settings.model, in_store="base" not in missing))
+    if "tune" in missing:
+        found += _sweep(settings)
     if "prepare" in missing:
         found.append(_data(settings.labelled))
     address = running_cluster(settings.cluster)
@@ -68,6 +71,9 @@ def _fitting(settings: Settings, missing: Sequence[str], have: dict[str, float])
     found = []
     if "pretrain" in missing and settings.pretrain is not None:
         found.append(_workers("pretrain", resolve(settings.pretrain.workers, have, "pretrain.workers")))
+    if "tune" in missing:
+        reserve = reserve_for(settings, have, have["CPU"])
+        found.append(f"tune: {reserve.concurrent} trial(s) at once, {reserve.cpus:g} CPU and {reserve.gpus:g} GPU each")
     if "finetune" in missing:
         found.append(_workers("finetune", resolve(settings.finetune.workers, have)))
     if "compress" in missing and settings.compress.workers is not None:
@@ -177,6 +183,16 @@ def _model(settings: Settings, model: ModelConfig, *, in_store: bool) -> str:
     return (
         f"model: {name}: {shape.model_type}, {size:.0f} MB of weights, tokenizer loads, fits the task and the recipes"
     )
+
+
+def _sweep(settings: Settings) -> list[str]:
+    found = [check_settings(settings)]
+    for params in points_to_prepare(settings):
+        each = settings.with_values(params)
+        if each.model is not None:
+            found.append(_model(each, each.model, in_store=False))
+        found.append(_data(each.labelled))
+    return list(dict.fromkeys(found))
 
 
 def _data(config: DataConfig) -> str:

@@ -17,9 +17,9 @@ from lspm_ray.pipeline import NotMadeError, Pipeline, ReadOnlyStore
 from lspm_ray.report.build import PAGE_FILE
 from lspm_ray.settings import Settings
 
-_WORK = {"compress": ["variant", "teach"]}
+_WORK = {"compress": ["variant", "teach"], "tune": ["sweep"]}
 """Stages whose unfinished work is kept under other names."""
-_NEEDS = {"documents": "documents", "tokenizer": "tokenizer", "blocks": "tokenizer", "pretrain": "pretrain"}
+_NEEDS = {name: name for name in ("documents", "tokenizer", "pretrain", "tune")} | {"blocks": "tokenizer"}
 """Section that a stage needs, where it is not `data`."""
 _WITHOUT_COMMAND = {"base", "text_report", "gain", "report"}
 """Stages that are made along with the next one, or by `lspm run`."""
@@ -43,6 +43,8 @@ def run(config: Path, overrides: Sequence[str], stage: str, *, dry_run: bool = F
         UserError: anything a user can mend, before expensive work where it can be known before.
     """
     settings = settings_from(config, overrides)
+    if stage == "tune" and settings.tune is not None:
+        settings = settings.model_copy(update={"tune": settings.tune.model_copy(update={"use_winner": True})})
     wanted = _wanted(settings, stage)
     done = finished(settings)
     missing = [name for name in wanted if name not in done]
@@ -145,18 +147,23 @@ def _print_plan(settings: Settings, wanted: Sequence[str], done: dict[str, Any])
 
 
 def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipeline, view: StageView) -> None:
-    from lspm_ray.commands.summary import print_decision, print_pretraining
+    from lspm_ray.commands.summary import print_decision, print_pretraining, print_sweep
 
     stages = pipeline.settings.stages
     last = stages[-1] if stage == "run" else stage
     done = stages if stage == "run" else (stage,)
     print_pretraining(pipeline, done)
+    if "tune" in done:
+        print_sweep(pipeline)
     if "text_report" in done:
         print(f"report on text and pretraining: {pipeline.text_report.path(PAGE_FILE)}")
     if stage == "select" or last == "report":
         print_decision(pipeline)
     if last == "report":
         print(f"report: {pipeline.report_page.path(PAGE_FILE)}")
+    if last == "tune":
+        print(f"next: {_command('run', config, overrides)} --from-sweep")
+        return
     verb = next_command(stages, last)
     if verb is not None:
         print(f"next: {_command(verb, config, overrides)}")

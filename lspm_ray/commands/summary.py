@@ -10,8 +10,11 @@ from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.pipeline import Pipeline
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import VariantProfile
+from lspm_ray.report.build import PAGE_FILE
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.select import read_plan
+from lspm_ray.sweep import read_sweep
+from lspm_ray.tuning.view import shown
 
 
 def print_decision(pipeline: Pipeline) -> None:
@@ -25,6 +28,34 @@ def print_decision(pipeline: Pipeline) -> None:
     print(describe(plan, certificate))
     for name, reason in plan.reasons.items():
         print(f"  not {name}: {reason}")
+
+
+def print_sweep(pipeline: Pipeline) -> None:
+    """Print how the trials ended, and the finalists."""
+    found = read_sweep(pipeline.tune)
+    ended = {status: sum(trial.status == status for trial in found.trials) for status in ("done", "stopped", "failed")}
+    print(f"trials: {ended['done']} done, {ended['stopped']} stopped early, {ended['failed']} failed")
+    for trial in found.trials:
+        if trial.status == "failed":
+            print(f"  trial {trial.number} failed: {trial.reason}")
+    names = found.goals.names
+    rows = []
+    for finalist in found.finalists:
+        mean = finalist.mean
+        behind = finalist.behind
+        note = "winner" if behind is None else "" if finalist.distinguishable else "not distinguishable from the winner"
+        others = [f"{finalist.values[name]:.4g}" for name in names[1:]]
+        score = f"{mean.value:.4f} ({mean.low:.4f}-{mean.high:.4f})"
+        rows.append([finalist.number, shown(finalist.params), score, *others, note])
+    if rows:
+        table(["trial", "point", f"{names[0]} (95 %)", *names[1:], "note"], rows)
+    if found.gap is not None:
+        gap = found.gap
+        print(
+            f"the winner's {gap.metric}: {gap.validation:.4f} on validation, {gap.test.value:.4f} "
+            f"({gap.test.low:.4f}-{gap.test.high:.4f}) on test, which played no part in choosing it"
+        )
+    print(f"report: {pipeline.tune.path(PAGE_FILE)}")
 
 
 def print_pretraining(pipeline: Pipeline, stages: Sequence[str]) -> None:
