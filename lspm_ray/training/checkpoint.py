@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,28 +151,33 @@ class CheckpointStore:
             if _step(name) > step:
                 self._store.delete(name)
 
-    def save_best_async(self, step: int, write: Callable[[Path], None]) -> None:
+    def save_best_async(self, step: int, write: Callable[[Path], None], needed: int | None = None) -> None:
         """Keep the model directory that `write` makes as the best so far; written in the background like `save_async`.
 
         The bests that the kept checkpoints know of stay until those are gone: training may fall back to them.
+
+        Args:
+            step: optimiser steps done.
+            write: makes the model directory.
+            needed: bytes that it takes, for the message where there is no room.
 
         Raises:
             ResourceError: no room for what was to be written before this.
         """
 
         def save() -> None:
-            self._write("best", step, write)
+            self._write("best", step, write, needed)
             self._drop_bests()
 
         self._later("best", save)
 
-    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
+    def save_best(self, step: int, write: Callable[[Path], None], needed: int | None = None) -> None:
         """Like `save_best_async`, and wait for it.
 
         Raises:
             ResourceError: no room for it; the best before it is as it was.
         """
-        self.save_best_async(step, write)
+        self.save_best_async(step, write, needed)
         self.wait()
 
     def best(self) -> Artifact:
@@ -194,7 +199,7 @@ class CheckpointStore:
             save_file(tensors, path / "tensors.safetensors")
             (path / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
-        self._write("step", step, write, sum(tensor.nbytes for tensor in tensors.values()))
+        self._write("step", step, write, size_of(tensors))
         self._drop(step)
         self._drop_bests()
 
@@ -236,6 +241,11 @@ class CheckpointStore:
             kept |= set([name for name in names if _step(name) <= _step(checkpoint)][:1])
         for name in set(names) - kept:
             self._store.delete(name)
+
+
+def size_of(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that tensors take in a file."""
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _step(name: str) -> int:
