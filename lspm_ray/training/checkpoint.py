@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import shutil
 import tempfile
 from collections import deque
@@ -17,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs as pafs
 
 from lspm_ray.artifact import Artifact, ArtifactStore, filesystem
-from lspm_ray.errors import ArtifactError, ResourceError
+from lspm_ray.errors import ArtifactError, ResourceError, errno_of
 
 if TYPE_CHECKING:
     import torch
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# safetensors tells the system's error number only in its message.
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ class CheckpointStore:
         except BaseException as error:
             if draft is not None:
                 _remove(draft.uri)
-                if _no_room(error):
+                if errno_of(error) in _NO_ROOM:
                     raise _too_big(draft.uri, needed, error) from error
             raise
 
@@ -256,12 +253,6 @@ def _remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.get_file_info(path).type == pafs.FileType.Directory:
         fs.delete_dir(path)
-
-
-def _no_room(error: BaseException) -> bool:
-    told = _OS_ERROR.search(str(error))
-    number = int(told[1]) if told else getattr(error, "errno", None)
-    return number in _NO_ROOM
 
 
 def _too_big(uri: str, needed: int | None, error: BaseException) -> ResourceError:

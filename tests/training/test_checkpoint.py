@@ -9,7 +9,7 @@ import torch
 
 from lspm_ray.errors import ArtifactError, ResourceError
 from lspm_ray.training.checkpoint import CheckpointStore
-from tests.training.toy_runs import small_disk
+from tests.small_disk import small_disk
 
 
 @pytest.fixture

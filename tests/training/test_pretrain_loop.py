@@ -13,9 +13,10 @@ from lspm_ray.training.checkpoint import CheckpointStore
 from lspm_ray.training.pretrain import check_share
 from lspm_ray.training.pretrain_config import PretrainConfig
 from lspm_ray.training.pretrain_loop import PretrainJob, PretrainWorker, _Run, make_model, pretrain_model
+from tests.small_disk import fill, small_disk
 from tests.toy_blocks import toy_blocks
 from tests.toys import toy_model_artifact
-from tests.training.toy_runs import Job, KilledError, alone, fill, small_disk, weights, without_timings
+from tests.training.toy_runs import Job, KilledError, alone, weights, without_timings
 
 
 @pytest.mark.parametrize(("objective", "killed_at"), [("masked_lm", 6), ("causal_lm", 2), ("causal_lm", 11)])

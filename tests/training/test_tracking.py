@@ -10,7 +10,7 @@ import pytest
 
 from lspm_ray.errors import ConfigError
 from lspm_ray.training.tracking import Tracker
-from tests.training.toy_runs import fill, small_disk
+from tests.small_disk import fill, small_disk
 
 
 def test_only_the_first_worker_writes(tmp_path: Path) -> None:

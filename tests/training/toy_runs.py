@@ -1,13 +1,10 @@
 """Toy pretraining runs in the test's own process."""
 
 import hashlib
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from lspm_ray.artifact import Artifact
@@ -36,27 +33,6 @@ def toy_job(work: Path, blocks: Artifact, tokenizer: Artifact, config: dict[str,
 
 def alone(report: Callable[[dict[str, Any]], None] = lambda values: None) -> PretrainWorker:
     return PretrainWorker(0, 1, torch.device("cpu"), lambda tensor: None, report)
-
-
-@contextmanager
-def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
-    """A file system of a few kilobytes, mounted at a new folder."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small file system here")
-    try:
-        yield folder
-    finally:
-        # Lazily: a test that failed may have a file open.
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill(folder: Path) -> None:
-    """Leave no room on the disk of a folder."""
-    with pytest.raises(OSError, match="No space left"), (folder / "filler").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1024))
 
 
 def weights(job: PretrainJob) -> str:
