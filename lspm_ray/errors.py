@@ -4,7 +4,11 @@ Everything a user can get wrong raises `UserError`; the CLI prints it and exits 
 edge turns it into a 4xx. Anything else is a bug and keeps its traceback.
 """
 
+import re
 from collections.abc import Iterable
+
+# Libraries written in Rust tell the system's error number only in their message.
+_OS_ERROR = re.compile(r"[^\n]*\(os error (\d+)\)\W*")
 
 
 class UserError(Exception):
@@ -76,6 +80,12 @@ class ResourceError(UserError):
 
 class CertificateError(UserError):
     """A certificate cannot be issued or does not verify."""
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The system's error number behind an error, if there is one."""
+    told = _OS_ERROR.fullmatch(str(error))
+    return int(told[1]) if told else getattr(error, "errno", None)
 
 
 def _rebuild(

@@ -15,7 +15,7 @@ from typing import Any
 
 from lspm_ray import errors
 from lspm_ray.cluster import totals
-from lspm_ray.errors import ResourceError, UserError
+from lspm_ray.errors import ResourceError, UserError, errno_of
 
 Item = dict[str, Any]
 Step = Callable[[Item], dict[str, Any]]
@@ -105,14 +105,14 @@ class _Guarded:
             outcome: dict[str, Any] = {"result": self._step(json.loads(row["item"]))}
         except UserError as error:
             outcome = {"error": _describe(error)}
-        except OSError as error:
+        except Exception as error:
             outcome = {"error": _describe(write_error(error))}
         return {"index": row["index"], "outcome": json.dumps(outcome)}
 
 
-def write_error(error: OSError) -> UserError:
+def write_error(error: Exception) -> UserError:
     """The user's error for a disk that is full or not writable; any other error is raised again as it is."""
-    if error.errno not in _CANNOT_WRITE:
+    if isinstance(error, UserError) or errno_of(error) not in _CANNOT_WRITE:
         raise error
     hint = "Free space or choose another directory, then run again: finished parts are kept"
     return ResourceError(f"cannot write: {error}", field="store", hint=hint)

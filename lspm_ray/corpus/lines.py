@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +23,9 @@ _BOM = b"\xef\xbb\xbf"
 # Text compresses 3- to 20-fold; a bomb a thousandfold.
 _BOMB_RATIO = 200
 _BOMB_BYTES = 1 << 30
+_DAMAGE = (EOFError, zlib.error, OSError, ValueError)
+# Ends no text in UTF-8, so that none is taken for what was not written.
+_UNWRITTEN = b"\xff"
 
 
 class BrokenStreamError(Exception):
@@ -95,23 +98,50 @@ def lines_between(stream: Any, start: int, stop: int) -> Iterator[Line]:
 
 def decompressed(stream: Any, compression: Compression, bytes_stored: int) -> AbstractContextManager[Readable]:
     """A readable stream of the decompressed content."""
-    opened: Any
     if compression == "gzip":
-        opened = gzip.GzipFile(fileobj=stream, mode="rb")
-    elif compression == "bz2":
-        opened = bz2.BZ2File(stream)
-    else:
-        opened = pa.CompressedInputStream(stream, compression)
-    return _Guarded(opened, bytes_stored)
+        return _Guarded(gzip.GzipFile(fileobj=stream, mode="rb"), _pieces, bytes_stored)
+    if compression == "bz2":
+        return _Guarded(bz2.BZ2File(stream), _pieces, bytes_stored)
+    return _Guarded(pa.CompressedInputStream(stream, compression), _overwritten, bytes_stored)
+
+
+def _pieces(stream: Any, size: int) -> tuple[bytes, bool]:
+    """Up to `size` bytes, and whether damage follows. `read1`, because `read` loses what came before it."""
+    parts = []
+    try:
+        while size and (part := stream.read1(size)):
+            parts.append(part)
+            size -= len(part)
+    except _DAMAGE:
+        return b"".join(parts), True
+    return b"".join(parts), False
+
+
+def _overwritten(stream: Any, size: int) -> tuple[bytes, bool]:
+    """The same of a stream of Arrow, which writes what it has before it fails, but then does not say how much."""
+    buffer = bytearray(_UNWRITTEN) * size
+    try:
+        count = stream.readinto(buffer)
+    except _DAMAGE:
+        return bytes(buffer.rstrip(_UNWRITTEN)), True
+    return bytes(memoryview(buffer)[:count]), False
 
 
 class _Guarded(AbstractContextManager[Readable]):
-    """Turns the many errors of damaged streams into `BrokenStreamError`, and stops at decompression bombs."""
+    """Turns the many errors of damaged streams into `BrokenStreamError`, and stops at decompression bombs.
 
-    def __init__(self, stream: Any, bytes_stored: int) -> None:
+    Args:
+        stream: of decompressed content.
+        read: gives up to so many bytes of it, and whether damage follows.
+        bytes_stored: before decompression.
+    """
+
+    def __init__(self, stream: Any, read: Callable[[Any, int], tuple[bytes, bool]], bytes_stored: int) -> None:
         self._stream = stream
+        self._next = read
         self._limit = max(_BOMB_BYTES, _BOMB_RATIO * bytes_stored)
         self._read = 0
+        self._damaged = False
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
@@ -120,12 +150,14 @@ class _Guarded(AbstractContextManager[Readable]):
         """Up to `size` bytes.
 
         Raises:
-            BrokenStreamError: the stream is damaged, cut short, or grows beyond all measure.
+            BrokenStreamError: the stream is damaged, cut short, or grows beyond all measure; all that can be read
+                before that was returned by the calls before.
         """
-        try:
-            chunk = bytes(self._stream.read(size))
-        except (EOFError, zlib.error, OSError, ValueError):
-            raise BrokenStreamError("compressed file is damaged or cut short") from None
+        chunk = b""
+        if not self._damaged:
+            chunk, self._damaged = self._next(self._stream, size)
+        if self._damaged and not chunk:
+            raise BrokenStreamError("compressed file is damaged or cut short")
         self._read += len(chunk)
         if self._read > self._limit:
             raise BrokenStreamError(f"compressed file expands more than {_BOMB_RATIO}-fold")

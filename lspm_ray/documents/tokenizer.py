@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
-from lspm_ray.corpus.execute import Execute, Item, run_on_ray
+from lspm_ray.corpus.execute import Execute, Item, run_on_ray, write_error
 from lspm_ray.corpus.staging import Staging
 from lspm_ray.documents.tokenizer_config import TokenizerConfig
 from lspm_ray.documents.train_tokenizer import train
@@ -80,6 +80,7 @@ def make_tokenizer(
         ModelError: a tokenizer that is to be taken over cannot be found or loaded.
         ConfigError: it is not of the fast kind.
         DataError: there is too little text to train one.
+        ResourceError: the disk is full.
     """
     if config.name is not None:
         return take_over(config, store)
@@ -98,7 +99,10 @@ def make_tokenizer(
             report(f"! {made['warning']}")
         draft.summary["vocabulary"] = made["vocabulary"]
 
-    return store.make(STAGE, settings, parents, build)
+    try:
+        return store.make(STAGE, settings, parents, build)
+    except Exception as error:
+        raise write_error(error) from None
 
 
 def take_over(config: TokenizerConfig, store: ArtifactStore) -> Artifact:
@@ -130,4 +134,7 @@ def take_over(config: TokenizerConfig, store: ArtifactStore) -> Artifact:
         tokenizer.save_pretrained(draft.path)
         draft.summary["vocabulary"] = len(tokenizer)
 
-    return store.make(STAGE, settings, {}, build)
+    try:
+        return store.make(STAGE, settings, {}, build)
+    except Exception as error:
+        raise write_error(error) from None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs as pafs
 
 from lspm_ray.artifact import Artifact, ArtifactStore, filesystem
-from lspm_ray.errors import ArtifactError, ResourceError
+from lspm_ray.errors import ArtifactError, ResourceError, errno_of
 
 if TYPE_CHECKING:
     import torch
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# safetensors tells the system's error number only in its message.
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -151,28 +148,33 @@ class CheckpointStore:
             if _step(name) > step:
                 self._store.delete(name)
 
-    def save_best_async(self, step: int, write: Callable[[Path], None]) -> None:
+    def save_best_async(self, step: int, write: Callable[[Path], None], needed: int | None = None) -> None:
         """Keep the model directory that `write` makes as the best so far; written in the background like `save_async`.
 
         The bests that the kept checkpoints know of stay until those are gone: training may fall back to them.
+
+        Args:
+            step: optimiser steps done.
+            write: makes the model directory.
+            needed: bytes that it takes, for the message where there is no room.
 
         Raises:
             ResourceError: no room for what was to be written before this.
         """
 
         def save() -> None:
-            self._write("best", step, write)
+            self._write("best", step, write, needed)
             self._drop_bests()
 
         self._later("best", save)
 
-    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
+    def save_best(self, step: int, write: Callable[[Path], None], needed: int | None = None) -> None:
         """Like `save_best_async`, and wait for it.
 
         Raises:
             ResourceError: no room for it; the best before it is as it was.
         """
-        self.save_best_async(step, write)
+        self.save_best_async(step, write, needed)
         self.wait()
 
     def best(self) -> Artifact:
@@ -194,7 +196,7 @@ class CheckpointStore:
             save_file(tensors, path / "tensors.safetensors")
             (path / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
-        self._write("step", step, write, sum(tensor.nbytes for tensor in tensors.values()))
+        self._write("step", step, write, size_of(tensors))
         self._drop(step)
         self._drop_bests()
 
@@ -214,7 +216,7 @@ class CheckpointStore:
         except BaseException as error:
             if draft is not None:
                 _remove(draft.uri)
-                if _no_room(error):
+                if errno_of(error) in _NO_ROOM:
                     raise _too_big(draft.uri, needed, error) from error
             raise
 
@@ -238,6 +240,11 @@ class CheckpointStore:
             self._store.delete(name)
 
 
+def size_of(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that tensors take in a file."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
 def _step(name: str) -> int:
     return int(name.rpartition("-")[2])
 
@@ -246,12 +253,6 @@ def _remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.get_file_info(path).type == pafs.FileType.Directory:
         fs.delete_dir(path)
-
-
-def _no_room(error: BaseException) -> bool:
-    told = _OS_ERROR.search(str(error))
-    number = int(told[1]) if told else getattr(error, "errno", None)
-    return number in _NO_ROOM
 
 
 def _too_big(uri: str, needed: int | None, error: BaseException) -> ResourceError:

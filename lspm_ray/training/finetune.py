@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
-from lspm_ray.corpus.execute import Execute
+from lspm_ray.corpus.execute import Execute, write_error
 from lspm_ray.corpus.shards import class_counts, labels, split_files
 from lspm_ray.models.card import write_card
 from lspm_ray.models.directory import Variant, load_tokenizer, write_variant
@@ -63,7 +63,7 @@ def finetune(
         A model directory with `history.json` and a model card, which plain transformers load.
 
     Raises:
-        ResourceError: the cluster cannot hold the workers.
+        ResourceError: the cluster cannot hold the workers, or the disk is full.
     """
     what, parents = identity(config, task, base, data)
     settings = what["train"]
@@ -90,7 +90,10 @@ def finetune(
         draft.summary |= {"epochs": len(history), "best": chosen}
         write_card(draft.path, base=base.manifest.config.get("name", ""), task=task.name, metrics=chosen)
 
-    return store.make(STAGE, what, parents, build)
+    try:
+        return store.make(STAGE, what, parents, build)
+    except Exception as error:
+        raise write_error(error) from None
 
 
 def identity(

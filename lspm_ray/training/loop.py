@@ -235,8 +235,9 @@ class _Run:
         if value > self.state.best:
             self.state.best, self.state.best_epoch = value, self.state.epoch
             if self.worker.rank == 0:
+                needed = sum(parameter.nbytes for parameter in self.model.parameters())
                 with quiet():
-                    self.checkpoints.save_best(self.state.step, self.model.save_pretrained)
+                    self.checkpoints.save_best(self.state.step, self.model.save_pretrained, needed)
 
     def _save(self) -> None:
         if self.worker.rank != 0:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, join
 from lspm_ray.cluster import totals
+from lspm_ray.corpus.execute import write_error
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.card import write_card
 from lspm_ray.models.directory import Variant, load_tokenizer, write_variant
@@ -70,7 +71,7 @@ def pretrain(
         A model directory with tokenizer, `history.json` and a model card, which plain transformers load.
 
     Raises:
-        ResourceError: the cluster cannot hold the workers.
+        ResourceError: the cluster cannot hold the workers, or the disk is full.
         ConfigError: there are more workers than blocks in a step, or model and settings do not go together.
         DataError: there are fewer blocks than one step needs.
         ModelError: the tokenizer does not fit the model.
@@ -104,7 +105,10 @@ def pretrain(
             launch(_worker_loop, arguments, scaling, job.work_uri, field="pretrain.workers")
         _export(draft, job, blocks, tokenizer, parameters)
 
-    return store.make(STAGE, what, parents, build)
+    try:
+        return store.make(STAGE, what, parents, build)
+    except Exception as error:
+        raise write_error(error) from None
 
 
 def check_share(batch_size: int, workers: int) -> None:

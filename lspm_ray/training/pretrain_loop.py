@@ -26,7 +26,7 @@ from lspm_ray.artifact import open_artifact
 from lspm_ray.config import Config
 from lspm_ray.errors import ModelError, TrainingError
 from lspm_ray.models.directory import load_tokenizer, quiet
-from lspm_ray.training.checkpoint import Checkpoint, CheckpointStore
+from lspm_ray.training.checkpoint import Checkpoint, CheckpointStore, size_of
 from lspm_ray.training.flops import flops_per_token, mfu, peak_flops
 from lspm_ray.training.loop import fast_bf16
 from lspm_ray.training.objective import IGNORED, Batch, Objective, Vocabulary
@@ -418,7 +418,7 @@ class _Run:
                 with quiet():
                     self.model.save_pretrained(path, state_dict=tensors)
 
-            self.checkpoints.save_best_async(self.state.step, write)
+            self.checkpoints.save_best_async(self.state.step, write, size_of(tensors))
         self.meter.stood_still(started)
 
     def _save(self) -> None:

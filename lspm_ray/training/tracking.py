@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from lspm_ray.errors import ConfigError
 Warn = Callable[[str], None]
 
 _UPLOAD_EVERY_S = 60.0
+_FLUSH_EVERY_S = 10.0
+_LEAVE_WITHIN_S = 60.0
 
 
 class Tracker(AbstractContextManager["Tracker"]):
@@ -36,7 +39,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             mlflow: tracking server, if any.
             step: where the run goes on from: points after it, of a run that was killed, are taken back.
             rank: of this worker.
-            warn: called when something far away takes no numbers; whoever tracks is not stopped by that.
+            warn: called when something takes no numbers any more, such as a full disk; whoever tracks is not stopped.
 
         Raises:
             ConfigError: MLflow is asked for, but not installed.
@@ -57,51 +60,116 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._leave.close()
 
 
-class _FarAway:
-    """Does things one after the other in a thread, until the first that fails: training neither waits nor fails."""
+class _Once:
+    """Does things until the first that fails, and says so: what is tracked does not fail with it."""
 
-    def __init__(self, name: str, leave: ExitStack, warn: Warn) -> None:
+    def __init__(self, name: str, warn: Warn) -> None:
         self._name, self._warn = name, warn
         self._failed = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")
-        leave.callback(self._thread.shutdown)
 
-    def do(self, work: Callable[[], object]) -> Future[None]:
-        return self._thread.submit(self._try, work)
-
-    def _try(self, work: Callable[[], object]) -> None:
+    def do(self, work: Callable[[], object]) -> None:
         if self._failed:
             return
         try:
             work()
-        except Exception as error:  # whatever a client of another system raises
-            self._failed = True
+        except Exception as error:  # whatever a disk, or a client of another system, raises
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._warn(f"{self._name} takes no numbers any more, training goes on: {first}")
+            self.fail(first)
+
+    def fail(self, reason: str) -> None:
+        self._failed = True
+        self._warn(f"{self._name} takes no numbers any more, training goes on: {reason}")
+
+
+class _FarAway:
+    """The same in a thread, one after the other: training does not wait either, but for a while at its end."""
+
+    def __init__(self, name: str, leave: ExitStack, warn: Warn) -> None:
+        self._once = _Once(name, warn)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")
+        leave.callback(self._leave)
+
+    def do(self, work: Callable[[], object]) -> None:
+        self._thread.submit(self._once.do, work)
+
+    def _leave(self) -> None:
+        _, late = wait([self._thread.submit(lambda: None)], timeout=_LEAVE_WITHIN_S)
+        if late:
+            self._once.fail(f"no answer within {_LEAVE_WITHIN_S:g} s")
+        self._thread.shutdown(wait=not late, cancel_futures=True)
 
 
 class _TensorBoard:
-    def __init__(self, uri: str, step: int, leave: ExitStack, warn: Warn) -> None:
-        from tensorboardX import SummaryWriter
+    """Writes in the caller's thread: tensorboardX's own has a queue, and if it dies of a full disk that blocks."""
 
+    def __init__(self, uri: str, step: int, leave: ExitStack, warn: Warn) -> None:
+        self._once = _Once(uri, warn)
         self._upload: Callable[[], object] | None = None
+        self._uploaded = self._flushed = time.monotonic()
+        self._once.do(lambda: self._open(uri, step, leave, warn))
+
+    def _open(self, uri: str, step: int, leave: ExitStack, warn: Warn) -> None:
         folder = uri
         if "://" in uri:
-            folder = leave.enter_context(tempfile.TemporaryDirectory(prefix="lspm-tensorboard-"))
+            folder = leave.enter_context(
+                tempfile.TemporaryDirectory(prefix="lspm-tensorboard-", ignore_cleanup_errors=True)
+            )
             away = _FarAway(uri, leave, warn)
             self._upload = lambda: away.do(lambda: _copy(folder, uri))
             leave.callback(self._upload)
-        self._writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
-        leave.callback(self._writer.close)
-        self._uploaded = time.monotonic()
+        self._events = _Events(Path(folder), step)
+        leave.callback(self._close)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        if self._upload is not None and time.monotonic() - self._uploaded >= _UPLOAD_EVERY_S:
-            self._uploaded = time.monotonic()
-            self._writer.flush()
+        self._once.do(lambda: self._log(step, values))
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        now = time.monotonic()
+        self._events.add(step, values)
+        if now - self._flushed >= _FLUSH_EVERY_S:
+            self._flushed = now
+            self._events.flush()
+        if self._upload is not None and now - self._uploaded >= _UPLOAD_EVERY_S:
+            self._uploaded = now
+            self._events.flush()
             self._upload()
+
+    def _close(self) -> None:
+        self._once.do(self._events.flush)
+        with suppress(OSError):
+            self._events.close()
+
+
+class _Events:
+    """A file that TensorBoard reads."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._records = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"))
+        self._add(file_version="brain.Event:2")
+        if step:
+            # Hides what a run that was killed wrote after the step from where this one goes on.
+            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step=step, summary=Summary(value=points))
+
+    def flush(self) -> None:
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _add(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
 
 
 def _copy(folder: str, uri: str) -> None:

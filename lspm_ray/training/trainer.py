@@ -157,9 +157,16 @@ def launch(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    def unmasked(arguments: dict[str, Any]) -> None:
+        try:
+            loop(arguments)
+        except Exception as error:
+            _raise_user_error(error)  # here, because an error that is sent to another process forgets its context
+            raise
+
     elastic = scaling.min_workers < scaling.num_workers
     trainer = TorchTrainer(
-        loop,
+        unmasked,
         train_loop_config=arguments,
         scaling_config=ScalingConfig(
             num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
@@ -288,11 +295,20 @@ def _run(trainer: Any, field: str) -> None:
         raise
 
 
-def _raise_user_error(error: BaseException | None) -> None:
-    while error is not None:
+def _raise_user_error(error: BaseException) -> None:
+    """Raise the user's error that led to another one, or was on its way when that came up."""
+    found, seen = [error], set[int]()
+    while found:
+        error = found.pop(0)
         if isinstance(error, UserError):
             raise error
-        error = getattr(error, "cause", None) or error.__cause__
+        seen.add(id(error))
+        before = (
+            getattr(error, "cause", None),
+            error.__cause__,
+            None if error.__suppress_context__ else error.__context__,
+        )
+        found += [other for other in before if other is not None and id(other) not in seen]
 
 
 def _worker_loop(arguments: dict[str, Any]) -> None:

@@ -97,6 +97,22 @@ def test_damage_is_one_kind_of_error(compression: str, damage: str) -> None:
         read_all(stored, compression)
 
 
+@pytest.mark.parametrize("compression", ["gzip", "bz2", "zstd"])
+@pytest.mark.parametrize("lines_before", [1, 3_000, 200_000])
+def test_all_that_comes_before_the_end_of_a_cut_stream_is_given_out(compression: Any, lines_before: int) -> None:
+    content = b"".join(b"line %d\n" % number for number in range(lines_before))
+    # With a frame of its own for the end: what is left of a block of Zstandard, up to 128 KiB, is no content.
+    parts = [content, b"end"] if compression == "zstd" else [content + b"end"]
+    stored = b"".join(compress(part, compression) for part in parts)
+    found: list[bytes] = []
+    with decompressed(pa.BufferReader(stored[:-1]), compression, len(stored)) as stream:
+        with pytest.raises(BrokenStreamError, match="damaged or cut short"):
+            found.extend(line.content for line in lines(stream))
+        with pytest.raises(BrokenStreamError):
+            stream.read(1)
+    assert b"".join(found) == content
+
+
 def test_a_decompression_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BOMB_BYTES", 1 << 20)
     bomb = gzip.compress(bytes(1 << 24))

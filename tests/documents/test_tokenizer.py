@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.corpus.execute import run_serially
 from lspm_ray.documents.tokenizer import make_tokenizer
 from lspm_ray.documents.tokenizer_config import TokenizerConfig
-from lspm_ray.errors import DataError, ModelError
+from lspm_ray.errors import DataError, ModelError, ResourceError
 from lspm_ray.models.directory import load_tokenizer
 from tests.documents.conftest import KilledError, Make, killed_after
+from tests.small_disk import fill, small_disk
 from tests.toys import toy_model_dir, toy_tokenizer
 
 
@@ -82,3 +84,29 @@ def test_one_without_padding_pads_with_its_last_token(
 def test_one_that_does_not_exist_is_named(documents: Artifact, store: ArtifactStore) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.name.*nowhere"):
         make(documents, store, name="./nowhere")
+
+
+@pytest.mark.parametrize("place", ["store", "draft", "temporary files", "taken over"])
+def test_a_full_disk_is_an_error_for_the_user(
+    documents: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def execute(step: Any, items: Any) -> Iterator[Any]:
+        for result in run_serially(step, items):
+            if place == "draft":
+                fill(disk)
+            yield result
+
+    config: dict[str, Any] = {"algorithm": "bpe", "vocab_size": 300}
+    if place == "taken over":
+        config = {"name": str(toy_model_dir(tmp_path / "model"))}
+    with small_disk(tmp_path / "small", kilobytes=256) as disk:
+        store = ArtifactStore(str(tmp_path / "other" if place == "temporary files" else disk / "store"))
+        if place == "temporary files":
+            monkeypatch.setattr("tempfile.tempdir", str(disk))
+        if place != "draft":
+            fill(disk)
+            # Room for folders, not for files.
+            with (disk / "filler").open("r+b") as file:
+                file.truncate(250 << 10)
+        with pytest.raises(ResourceError, match=r"cannot write: .*No space left"):
+            make(documents, store, execute, **config)

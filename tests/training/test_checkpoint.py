@@ -1,6 +1,6 @@
 import random
 import resource
-import subprocess
+import shutil
 import threading
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 
 from lspm_ray.errors import ArtifactError, ResourceError
 from lspm_ray.training.checkpoint import CheckpointStore
+from tests.small_disk import small_disk
 
 
 @pytest.fixture
@@ -224,12 +225,9 @@ def no_room(request, store, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         return
     work.rename(tmp_path / "moved")
-    work.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", work], capture_output=True).returncode:
-        pytest.skip("may not mount a small file system here")
-    subprocess.run(["cp", "-r", f"{tmp_path}/moved/.", work], check=True)
-    yield store
-    subprocess.run(["umount", work], check=True)
+    with small_disk(work, kilobytes=512):
+        shutil.copytree(tmp_path / "moved", work, dirs_exist_ok=True)
+        yield store
 
 
 BIG = {"w": torch.zeros(250_000)}
@@ -259,9 +257,9 @@ def test_no_room_leaves_the_best_before(no_room, tmp_path):
     from safetensors.torch import save_file
 
     no_room.save_best(3, lambda path: (path / "m").write_text("3"))
-    with pytest.raises(ResourceError, match=NO_ROOM.format("best-000000004", "")):
-        no_room.save_best(4, lambda path: save_file(BIG, path / "m"))
-    with pytest.raises(ResourceError, match="no room to save"):
+    with pytest.raises(ResourceError, match=NO_ROOM.format("best-000000004", "1,000,000 bytes needed, ")):
+        no_room.save_best(4, lambda path: save_file(BIG, path / "m"), 1_000_000)
+    with pytest.raises(ResourceError, match=r"no room to save: [\d,]+ bytes free"):
         no_room.save_best(5, lambda path: (path / "m").write_bytes(bytes(1_000_000)))
     assert no_room.best().read_bytes("m") == b"3"
     untouched(no_room, tmp_path)

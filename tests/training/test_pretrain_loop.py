@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
-from lspm_ray.errors import ConfigError, DataError, ModelError, TrainingError
+from lspm_ray.errors import ConfigError, DataError, ModelError, ResourceError, TrainingError
 from lspm_ray.training.checkpoint import CheckpointStore
 from lspm_ray.training.pretrain import check_share
 from lspm_ray.training.pretrain_config import PretrainConfig
 from lspm_ray.training.pretrain_loop import PretrainJob, PretrainWorker, _Run, make_model, pretrain_model
+from tests.small_disk import fill, small_disk
 from tests.toy_blocks import toy_blocks
 from tests.toys import toy_model_artifact
 from tests.training.toy_runs import Job, KilledError, alone, weights, without_timings
@@ -130,6 +132,28 @@ def test_curves_go_to_tensorboard(job: Job) -> None:
     (file,) = Path(made.log_uri).iterdir()
     content = file.read_bytes()
     assert all(name in content for name in (b"loss", b"tokens_per_s", b"mfu", b"validation_loss", b"gradient_norm"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("log_every_steps", [1, 10])
+@pytest.mark.parametrize("failing", ["step", "best"])
+def test_a_full_disk_is_an_error_that_says_what_is_missing(
+    job: Job, tmp_path: Path, log_every_steps: int, failing: str
+) -> None:
+    with small_disk(tmp_path / "small", kilobytes=2048) as disk:
+        every = {"checkpoint_every_steps": 15, "validate_every_steps": 60 if failing == "step" else 25}
+        made = job("small/work", steps=60, log_every_steps=log_every_steps, **every)
+
+        def fill_up(values: dict[str, Any]) -> None:
+            if values.get("step", 0) > 15 and "loss" in values and not (disk / "filler").exists():
+                while not (disk / "work/step-000000015").exists():
+                    time.sleep(0.01)
+                fill(disk)
+
+        place = rf"small/work/\.partial/{failing}-0+{30 if failing == 'step' else 25}"
+        with pytest.raises(ResourceError, match=rf"{place}: no room to save: [1-9][\d,]+ bytes needed, "):
+            pretrain_model(made, alone(fill_up))
+        assert CheckpointStore(made.work_uri).at(15).state["step"] == 15
 
 
 def test_every_family_learns_from_a_trained_tokenizer(store: ArtifactStore, tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lspm_ray.errors import ConfigError
 from lspm_ray.training.tracking import Tracker
+from tests.small_disk import fill, small_disk
 
 
 def test_only_the_first_worker_writes(tmp_path: Path) -> None:
@@ -28,7 +32,7 @@ def test_a_uri_gets_a_copy_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with Tracker.open(f"file://{tmp_path}/log", None, 0, rank=0) as tracker:
 
         def arrived() -> bool:
-            tracker.log(1, {"loss": 2.0})  # TensorBoard's writer is a little behind
+            tracker.log(1, {"loss": 2.0})
             return any(b"loss" in file.read_bytes() for file in (tmp_path / "log").glob("*"))
 
         assert eventually(arrived)
@@ -43,6 +47,54 @@ def test_what_takes_no_numbers_stops_nobody(tmp_path: Path, log: str, monkeypatc
         for step in range(3):
             tracker.log(step, {"loss": 2.0})
     assert len(said) == 1 and "takes no numbers any more, training goes on" in said[0]
+
+
+@pytest.mark.parametrize("points", [1, 5000])
+def test_a_full_disk_stops_nobody(tmp_path: Path, points: int) -> None:
+    said: list[str] = []
+    with small_disk(tmp_path / "small", kilobytes=64) as disk:
+        with Tracker.open(str(disk / "log"), None, 0, rank=0, warn=said.append) as tracker:
+            fill(disk)
+            for step in range(points):
+                tracker.log(step, {"loss": 2.0})
+        assert len(said) == 1 and re.search("small/log takes no numbers any more.*No space left", said[0])
+        with Tracker.open(str(disk / "other" / "log"), None, 0, rank=0, warn=said.append) as tracker:
+            tracker.log(1, {"loss": 2.0})
+    assert len(said) == 2
+
+
+def test_what_does_not_answer_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    answer = threading.Event()
+    monkeypatch.setattr("lspm_ray.training.tracking._LEAVE_WITHIN_S", 0.1)
+    monkeypatch.setattr("lspm_ray.training.tracking._copy", lambda *_: answer.wait(30))
+    with Tracker.open(f"file://{tmp_path}/log", None, 0, rank=0, warn=said.append) as tracker:
+        tracker.log(1, {"loss": 2.0})
+    assert not answer.is_set() and len(said) == 1 and "no answer within 0.1 s" in said[0]
+    answer.set()
+
+
+def test_a_run_that_goes_on_takes_back_later_points(tmp_path: Path) -> None:
+    with Tracker.open(str(tmp_path), None, 6, rank=0) as tracker:
+        tracker.log(7, {"loss": 2.0, "mfu": 0.5})
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    version, start, points = events(file)
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (7, start.session_log.START)
+    assert points.step == 7 and points.wall_time > 0
+    assert {value.tag: value.simple_value for value in points.summary.value} == {"loss": 2.0, "mfu": 0.5}
+
+
+def events(file: Path) -> list[Any]:
+    """Of TensorBoard's format: length, checksum, content, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, found = file.read_bytes(), []
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        found.append(Event.FromString(content[12:end]))
+        content = content[end + 4 :]
+    return found
 
 
 def eventually(condition: Callable[[], bool]) -> bool:

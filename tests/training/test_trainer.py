@@ -14,7 +14,7 @@ from lspm_ray.corpus.shards import class_counts, split_files
 from lspm_ray.errors import ResourceError
 from lspm_ray.training.config import TrainConfig, WorkersConfig
 from lspm_ray.training.loop import TrainJob
-from lspm_ray.training.trainer import fit, launch, resolve, scale
+from lspm_ray.training.trainer import _raise_user_error, fit, launch, resolve, scale
 from tests.toy_corpus import toy_corpus
 from tests.toys import LABELS, toy_model_artifact
 
@@ -100,6 +100,36 @@ def test_two_workers_killed_and_resumed_equal_two_uninterrupted(ray_cluster, tmp
     assert strip == [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in history]
     first, second = weights(whole), weights(broken)
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.ray
+def test_an_error_on_the_way_out_hides_no_user_error(ray_cluster, tmp_path):
+    def loop(arguments):
+        try:
+            raise ResourceError("no room", field="disk")
+        finally:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(ResourceError, match="disk: no room"):
+        launch(loop, {}, resolve(WorkersConfig(max_failures=0), {"CPU": 2.0}), str(tmp_path / "work"))
+
+
+@pytest.mark.parametrize("how", ["cause", "__cause__", "__context__"])
+def test_the_user_error_behind_another_is_found(how):
+    user, between, last = ResourceError("no room"), ValueError(), OSError()
+    setattr(between, how, user)
+    last.__context__ = between
+    with pytest.raises(ResourceError) as caught:
+        _raise_user_error(last)
+    assert caught.value is user
+
+
+def test_a_user_error_that_was_dealt_with_is_no_reason():
+    error = ValueError()
+    error.__context__ = ResourceError("no room")
+    error.__suppress_context__ = True
+    error.cause = error
+    _raise_user_error(error)
 
 
 @pytest.mark.ray

@@ -26,13 +26,19 @@ class Csv(Format):
 
     def columns(self, file: SourceFile, config: SourceConfig) -> list[str]:
         """From the header, or the configuration."""
-        return _header(_records(file, config.csv), file, config.csv)
+        return _known(_header(_records(file, config.csv), config.csv), file)
 
     def read(self, unit: Unit, config: SourceConfig) -> Iterator[Row | Rejected]:
         """In stripes: records can span lines, so they can only be found from the start."""
         make = Rows(config).make
         records = _records(unit.file, config.csv)
-        columns = _header(records, unit.file, config.csv)
+        header = _header(records, config.csv)
+        if config.label is None and not isinstance(header, list):
+            # One file among many documents; labelled data are few, and whoever made them wants to know.
+            if header is not None and unit.part == 0:
+                yield header
+            return
+        columns = _known(header, unit.file)
         check_present(config, columns, unit.file)
         indices = [columns.index(name) for name in config.columns]
         for number, record in enumerate(records, start=-config.csv.skip_rows):
@@ -57,16 +63,21 @@ class _Record:
     values: list[str]
 
 
-def _header(records: Iterator[_Record | Rejected], file: SourceFile, form: CsvFormat) -> list[str]:
+def _header(records: Iterator[_Record | Rejected], form: CsvFormat) -> list[str] | Rejected | None:
+    """The names of the columns, or what is in their place; None in an empty file."""
     if form.columns is not None:
         return form.columns
     first = next(records, None)
+    return [name.strip() for name in first.values] if isinstance(first, _Record) else first
+
+
+def _known(header: list[str] | Rejected | None, file: SourceFile) -> list[str]:
     field = f"{file.section}.source"
-    if first is None:
+    if header is None:
         raise DataError("the file is empty", field=field, value=file.uri)
-    if isinstance(first, Rejected):
-        raise DataError(f"the header cannot be read: {first.reason}", field=field, value=file.uri)
-    return [name.strip() for name in first.values]
+    if isinstance(header, Rejected):
+        raise DataError(f"the header cannot be read: {header.reason}", field=field, value=file.uri)
+    return header
 
 
 def _records(file: SourceFile, form: CsvFormat) -> Iterator[_Record | Rejected]:

@@ -91,11 +91,37 @@ def test_the_first_file_of_each_format_is_looked_at(tmp_path: Path) -> None:
         check_files(make(tmp_path))
 
 
-def test_a_first_file_that_is_cut_short_says_so(tmp_path: Path) -> None:
+def test_a_first_file_that_is_cut_short_at_its_beginning_says_so(tmp_path: Path) -> None:
     whole = gzip.compress(b'{"text": "some text"}\n' * 100_000)
-    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 50])
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[:12])
     with pytest.raises(DataError, match=r"nothing can be read: .*cut short"):
         check_files(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("b.csv.gz", gzip.compress(b""), []),
+        ("b.csv", b"\n", []),
+        ("b.csv", b"\n\n\r\n", []),
+        ("b.csv.gz", gzip.compress(b"id,text\n1,one\n")[:14], ["compressed file is damaged or cut short"]),
+        ("b.csv.gz", b"plain text", ["compressed file is damaged or cut short"]),
+    ],
+    ids=["empty gz", "newline", "newlines", "cut", "foreign"],
+)
+def test_a_later_csv_without_a_header_costs_only_itself(
+    tmp_path: Path, name: str, content: bytes, expected: list[str]
+) -> None:
+    for other in ("a.csv", "c.csv"):
+        (tmp_path / other).write_text("id,text\n1,good\n")
+    (tmp_path / name).write_bytes(content)
+    config = make(tmp_path)
+    assert len(check_files(config)) == 3
+    for units in (1, 3):
+        assert texts(read(config, units)) == ["good", "good"]
+        assert reasons(read(config, units)) == expected
+    with pytest.raises(DataError, match=r"the file is empty|the header cannot be read: compressed file is damaged"):
+        read(DataConfig.parse({"source": str(tmp_path / name), "text": "text", "label": "id"}))
 
 
 def test_a_directory_without_readable_files_says_what_there_is(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from lspm_ray.corpus.check import check_files
 from lspm_ray.corpus.read import Rejected
 from lspm_ray.errors import DataError
 from tests.corpus.formats.toy_files import make, read, reasons, texts
@@ -84,6 +85,27 @@ def test_what_comes_before_damage_is_kept(tmp_path: Path, suffix: str, document:
     kept = texts(found)
     assert not kept if document == "file" else len(kept) > 1000
     assert set(kept) <= set(content.decode().split("\n\n"))
+
+
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("kind", ["line", "paragraph", "csv", "jsonl"])
+def test_a_small_file_without_its_last_byte_loses_its_last_document(
+    tmp_path: Path, compression: str, kind: str
+) -> None:
+    form = {"line": b"text %d\n", "paragraph": b"text %d\n\n", "csv": b"text %d\n", "jsonl": b'{"text": "text %d"}\n'}
+    documents = [form[kind] % number for number in range(3000)]
+    head = b"text\n" if kind == "csv" else b""
+    # With a frame of its own for the end: what is left of a block of Zstandard, up to 128 KiB, is no content.
+    parts = [head + b"".join(documents[:-1]), documents[-1].rstrip()]
+    stored = b"".join(map(COMPRESS[compression], parts if compression == ".zst" else [b"".join(parts)]))
+    name = f"a.{'txt' if kind in ('line', 'paragraph') else kind}{compression}"
+    (tmp_path / name).write_bytes(stored[:-1])
+    config = make(tmp_path / name, **({"document": kind} if name.startswith("a.txt") else {}))
+    check_files(config)
+    for units in (1, 2):
+        found = read(config, units)
+        assert sorted(map(str, texts(found))) == sorted(f"text {number}" for number in range(2999))
+        assert reasons(found) == ["compressed file is damaged or cut short"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.parquet", "a.arrow", "a.md", "a.html", "a.txt.gz"])
