@@ -14,7 +14,7 @@ from lspm_ray.corpus.prepare import prepare
 from lspm_ray.corpus.shards import class_counts
 from lspm_ray.documents.blocks import make_blocks
 from lspm_ray.documents.collect import collect_documents
-from lspm_ray.documents.tokenizer import make_tokenizer
+from lspm_ray.documents.tokenizer import make_tokenizer, make_tokenizer_of_rows
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.base import base
 from lspm_ray.profiling.profile import profile
@@ -25,6 +25,7 @@ from lspm_ray.selection.select import check_feasible, select
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import finetune
+from lspm_ray.training.fresh import fresh_base
 from lspm_ray.training.gain import gain
 from lspm_ray.training.pretrain import pretrain
 
@@ -117,8 +118,19 @@ class Pipeline:
 
     @cached_property
     def base(self) -> Artifact:
-        """The pretrained model that was taken over, copied into the store."""
+        """The pretrained model that was taken over, copied into the store; or a fresh one."""
+        fresh = self.settings.fresh
+        if fresh is not None:
+            return fresh_base(fresh, self.model_tokenizer, self.task.max_length, self.store)
         return base(self.settings.start, self.store, eos_pads=self.settings.pretrain is not None)
+
+    @cached_property
+    def model_tokenizer(self) -> Artifact:
+        """The tokenizer of the labelled texts: that of the model, which for a fresh one is made before it."""
+        fresh = self.settings.fresh
+        if fresh is None:
+            return self.start
+        return make_tokenizer_of_rows(fresh.tokenizer, self.settings.labelled, self.store, self.report)
 
     @property
     def start(self) -> Artifact:
@@ -128,7 +140,7 @@ class Pipeline:
     @cached_property
     def prepare(self) -> Artifact:
         """The corpus: cleaned, split, tokenised."""
-        data = prepare(self.settings.labelled, self.task, self.start, self.store, self.report)
+        data = prepare(self.settings.labelled, self.task, self.model_tokenizer, self.store, self.report)
         check_feasible(self.settings.select, sum(class_counts(data, "calibration")))
         return data
 

@@ -161,7 +161,9 @@ def make_config(
         return kind(**{**fields, **_resolve(overrides, kind, section)})
     except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"not a {kind.model_type} model: {' '.join(lines)[:300]}", field=f"{section}.config") from None
+        raise ConfigError(
+            f"not a {kind.model_type} model: {' '.join(lines)[:300]}", field=f"{section}.config"
+        ) from None
 
 
 def build_model(auto_class: str, config: PreTrainedConfig, seed: int) -> PreTrainedModel:

@@ -200,7 +200,7 @@ def test_no_more_is_read_than_asked(algorithm):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_too_little_text(algorithm):
     few = ["kalo miter an", "kalo kalo an"] if algorithm != "word" else ["kalo miter an", "the lot once"]
-    with pytest.raises(DataError, match=r"mine\.vocab_size: 25 characters give a vocabulary of \d+ tokens instead of 2000"):
+    with pytest.raises(DataError, match=r"mine\.vocab_size: 25 characters give .* \d+ tokens instead of 2000"):
         train(TokenizerConfig(algorithm=algorithm, vocab_size=2000), iter(few), section="mine")
     with pytest.raises(DataError, match="no text"):
         train(TokenizerConfig(algorithm=algorithm), iter([]))
