@@ -14,10 +14,9 @@ from lspm_ray.corpus.prepare import prepare
 from lspm_ray.corpus.shards import class_counts
 from lspm_ray.documents.blocks import make_blocks
 from lspm_ray.documents.collect import collect_documents
-from lspm_ray.documents.tokenizer import make_tokenizer
+from lspm_ray.documents.tokenizer import make_tokenizer, make_tokenizer_of_rows
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.base import base
-from lspm_ray.models.source import ModelConfig
 from lspm_ray.profiling.profile import profile
 from lspm_ray.progress import Report
 from lspm_ray.report.build import build_report
@@ -26,6 +25,7 @@ from lspm_ray.selection.select import check_feasible, select
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import finetune
+from lspm_ray.training.fresh import fresh_base
 from lspm_ray.training.gain import gain
 from lspm_ray.training.pretrain import pretrain
 
@@ -134,23 +134,31 @@ class Pipeline:
 
     @cached_property
     def base(self) -> Artifact:
-        """The pretrained model that was taken over, copied into the store."""
-        return base(self._taken_over, self.store, eos_pads=self.settings.pretrain is not None)
+        """The pretrained model that was taken over, copied into the store; or a fresh one."""
+        if self.settings.pretrain is not None:  # the model to go on from, which no sweep changes
+            return base(self.settings.start, self.store, eos_pads=True)
+        fresh = self.chosen.fresh
+        if fresh is not None:
+            return fresh_base(fresh, self.model_tokenizer, self.task.max_length, self.store)
+        return base(self.chosen.start, self.store)
+
+    @cached_property
+    def model_tokenizer(self) -> Artifact:
+        """The tokenizer of the labelled texts: that of the model, which for a fresh one is made before it."""
+        fresh = self.chosen.fresh if self.settings.pretrain is None else None
+        if fresh is None:
+            return self.start
+        return make_tokenizer_of_rows(fresh.tokenizer, self.chosen.labelled, self.store, self.report)
 
     @property
     def start(self) -> Artifact:
         """What fine-tuning starts from."""
         return self.base if self.settings.pretrain is None else self.pretrain
 
-    @property
-    def _taken_over(self) -> ModelConfig:
-        # With `pretrain` this is the model to go on from, which no sweep changes.
-        return self.settings.start if self.settings.pretrain is not None else self.chosen.start
-
     @cached_property
     def prepare(self) -> Artifact:
         """The corpus: cleaned, split, tokenised."""
-        data = prepare(self.chosen.labelled, self.task, self.start, self.store, self.report)
+        data = prepare(self.chosen.labelled, self.task, self.model_tokenizer, self.store, self.report)
         check_feasible(self.chosen.select, sum(class_counts(data, "calibration")))
         return data
 

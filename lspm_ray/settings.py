@@ -25,6 +25,7 @@ from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import FinetuneConfig
 from lspm_ray.training.objective import Objective
 from lspm_ray.training.pretrain_config import PretrainConfig
+from lspm_ray.training.start_config import FreshConfig, StartConfig
 from lspm_ray.tuning.config import TuneConfig
 
 
@@ -38,7 +39,7 @@ class Settings(Config):
         pretrain: None makes no model.
         task: `{task: NAME, ...}` or just the name.
         data: labelled texts; with them the second half is made.
-        model: that fine-tuning starts from; None takes the one that was pretrained.
+        model: that fine-tuning starts from, pretrained or fresh; None takes the one that was pretrained here.
         tune: which of these settings a sweep may change, and what it is after.
     """
 
@@ -49,7 +50,7 @@ class Settings(Config):
     pretrain: PretrainConfig | None = None
     task: dict[str, Any] = Field(default_factory=lambda: {"task": "text_classification"})
     data: DataConfig | None = None
-    model: ModelConfig | None = None
+    model: StartConfig | None = None
     finetune: FinetuneConfig = FinetuneConfig()
     compress: CompressConfig = CompressConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -87,6 +88,10 @@ class Settings(Config):
             raise ValueError("`data` needs a `model`, or `pretrain` to make one")
         if self.tune is not None and self.data is None:
             raise ValueError("`tune` needs `data`: a sweep compares models on labelled texts")
+        if self.fresh is not None and self.data is None:
+            raise ValueError("a fresh `model` learns from labelled texts alone: it needs `data`")
+        if self.fresh is not None and self.finetune.frozen_layers:
+            raise ValueError("finetune.frozen_layers: the layers of a fresh `model` have learnt nothing yet")
         return self
 
     @property
@@ -151,10 +156,15 @@ class Settings(Config):
             ConfigError: the run takes none over.
         """
         if self.model is not None:
-            return self.model
+            return self.model.pretrained
         if self.pretrain is not None and self.pretrain.model.name is not None:
             return ModelConfig(name=self.pretrain.model.name, revision=self.pretrain.model.revision)
         raise ConfigError("this configuration takes no pretrained model over", field="model")
+
+    @property
+    def fresh(self) -> FreshConfig | None:
+        """The model with fresh weights that fine-tuning starts from, if it does."""
+        return None if self.model is None else self.model.fresh
 
     @field_validator("select")
     @classmethod

@@ -60,6 +60,63 @@ def test_what_does_not_fit_the_model_is_refused(raw, made, changes, error, messa
         check(settings, settings.stages[1:] if made else settings.stages)
 
 
+@pytest.fixture
+def raw_fresh(raw):
+    """A configuration that starts from fresh weights, in which nothing is wrong."""
+    tokenizer = {"algorithm": "word", "vocab_size": 10_000}
+    return raw | {"model": {"architecture": "lstm", "tokenizer": tokenizer}, "compress": {}}
+
+
+def test_what_will_be_made_afresh_is_said(raw_fresh, raw):
+    settings = Settings.parse(raw_fresh)
+    assert settings.stages[:3] == ("base", "prepare", "finetune")
+    said = "model: a fresh lstm with a word tokenizer of 10,000 tokens, trained on the training split; fits"
+    assert any(line.startswith(said) for line in check(settings, settings.stages))
+    settings = Settings.parse(
+        raw_fresh | {"model": {"architecture": "bert", "size": "toy", "tokenizer": {"name": raw["model"]["name"]}}}
+    )
+    assert any("a fresh bert of size toy with the tokenizer " in line for line in check(settings, settings.stages))
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "error", "message"),
+    [
+        ({"architecture": "elmo"}, {}, ConfigError, r"model\.architecture: .*'elmo'.*valid: lstm, bert"),
+        ({"config": {"units": 3}}, {}, ConfigError, r"model\.config\.units: .*valid: .*hidden_size"),
+        ({"tokenizer": {"name": "./nowhere"}}, {}, ModelError, r"model\.tokenizer\.name: .*nowhere"),
+        (
+            {"architecture": "bert", "config": {"max_position_embeddings": 32}},
+            {},
+            ConfigError,
+            r"task\.max_length: the model takes 32 tokens",
+        ),
+        (
+            {},
+            {"compress": {"variants": {"small": {"recipe": ["prune"]}}}},
+            ModelError,
+            r"recipe\.0: `prune`.*lspm_lstm",
+        ),
+        ({"tokenizer": {"algorithm": "word", "sentinels": -1}}, {}, ConfigError, r"model\.tokenizer\.sentinels"),
+        ({}, {"finetune": {"frozen_layers": 1}}, ConfigError, r"finetune\.frozen_layers: .*fresh"),
+        ({}, {"data": None, "documents": {"source": "x"}}, ConfigError, "fresh `model` .* needs `data`"),
+    ],
+)
+def test_mistakes_in_a_fresh_model_are_known_before_it_is_made(raw_fresh, model, more, error, message):
+    with pytest.raises(error, match=message):
+        settings = Settings.parse(raw_fresh | {"model": raw_fresh["model"] | model} | more)
+        check(settings, settings.stages)
+
+
+@pytest.mark.parametrize("missing", [("base", "prepare", "finetune"), ("finetune",)], ids=len)
+def test_more_frozen_layers_than_there_are_is_known_before(raw, missing):
+    settings = Settings.parse(raw | {"finetune": {"frozen_layers": 2}})
+    base(settings.start, ArtifactStore(settings.output))
+    check(settings, missing)
+    settings = Settings.parse(raw | {"finetune": {"frozen_layers": 3}})
+    with pytest.raises(ModelError, match=r"finetune\.frozen_layers: .*2 layers \(got 3\); valid: 0 to 2"):
+        check(settings, missing)
+
+
 def test_sample_before_a_run_says_what_to_run_first(raw, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(json.dumps(raw))

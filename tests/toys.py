@@ -17,7 +17,7 @@ from lspm_ray.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Kind = Literal["bert", "bag"]
+Kind = Literal["bert", "bag", "lstm"]
 
 LABELS = ("no", "yes")
 MAX_LENGTH = 32
@@ -46,12 +46,13 @@ def toy_tokenizer() -> "PreTrainedTokenizerBase":
 def toy_model(kind: Kind = "bert", labels: Sequence[str] = LABELS, seed: int = 0) -> "PreTrainedModel":
     """An untrained classifier in evaluation mode whose logits differ clearly from text to text.
 
-    `bert`: 2 layers x 32 hidden. `bag`: a bag of token n-grams.
+    `bert`: 2 layers x 32 hidden. `bag`: a bag of token n-grams. `lstm`: 8 units.
     """
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
     from lspm_ray.models.bag_of_ngrams import BagOfNgramsConfig, BagOfNgramsForSequenceClassification
+    from lspm_ray.models.lstm import LstmConfig, LstmForSequenceClassification
 
     names: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
@@ -64,6 +65,10 @@ def toy_model(kind: Kind = "bert", labels: Sequence[str] = LABELS, seed: int = 0
         if kind == "bag":
             model = BagOfNgramsForSequenceClassification(
                 BagOfNgramsConfig(vocab_size=vocab_size, buckets=256, embedding_size=8, **names)
+            )
+        elif kind == "lstm":
+            model = LstmForSequenceClassification(
+                LstmConfig(vocab_size=vocab_size, embedding_size=8, hidden_size=8, **names)
             )
         else:
             model = BertForSequenceClassification(

@@ -16,16 +16,19 @@ from lspm_ray.documents.tokenizer import take_over
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.base import base
 from lspm_ray.models.directory import load_tokenizer
+from lspm_ray.models.fresh import DEFAULT_SIZE
 from lspm_ray.models.presets import build_config
 from lspm_ray.models.shape import Shape, shape_of
 from lspm_ray.models.source import ModelConfig, locate, locate_tokenizer, read_config
-from lspm_ray.pipeline import ReadOnlyStore
+from lspm_ray.pipeline import Pipeline, ReadOnlyStore
 from lspm_ray.serving.deploy import check_fits
 from lspm_ray.settings import Settings
 from lspm_ray.sweep import check_settings, points_to_prepare, reserve_for
 from lspm_ray.tasks import Task
+from lspm_ray.training.fresh import fresh_config
 from lspm_ray.training.objective import Objective, Vocabulary
 from lspm_ray.training.pretrain_config import PretrainConfig
+from lspm_ray.training.start_config import FreshConfig
 from lspm_ray.training.tracking import check_mlflow
 from lspm_ray.training.trainer import Scaling, resolve
 
@@ -55,10 +58,10 @@ def check(settings: Settings, missing: Sequence[str]) -> list[str]:
         found.append(f"tokenizer: {settings.tokenizer.name}")
     if "pretrain" in missing and settings.pretrain is not None:
         found.append(_pretrain(settings, settings.pretrain, in_store="tokenizer" not in missing))
-    if settings.model is not None and {"base", "prepare", "compress"} & set(missing):
-        found.append(_model(settings, settings.model, in_store="base" not in missing))
     if "tune" in missing:
         found += _sweep(settings)
+    else:
+        found += _start(settings, missing)
     if "prepare" in missing:
         found.append(_data(settings.labelled))
     address = running_cluster(settings.cluster)
@@ -105,12 +108,14 @@ def _pretrain(settings: Settings, config: PretrainConfig, *, in_store: bool) -> 
         _fits(settings, shape_of(read_config(directory, model.name), model.name))
         return f"pretrain: {objective.name}, going on from {model.name}"
     architecture = model.architecture or objective.architectures[0]
-    made = _fresh(settings, config, architecture, in_store=in_store)
+    made = _fresh_to_pretrain(settings, config, architecture, in_store=in_store)
     _fits(settings, shape_of(made.to_dict(), architecture))
     return f"pretrain: {objective.name}, a fresh {architecture} of size {model.size}"
 
 
-def _fresh(settings: Settings, config: PretrainConfig, architecture: str, *, in_store: bool) -> PreTrainedConfig:
+def _fresh_to_pretrain(
+    settings: Settings, config: PretrainConfig, architecture: str, *, in_store: bool
+) -> PreTrainedConfig:
     """The model that is to be made, refused if it cannot learn from the blocks that are to be made."""
     tokenizer, model = _named_tokenizer(settings, in_store=in_store), config.model
     if tokenizer is None:
@@ -170,7 +175,36 @@ def _fits(settings: Settings, shape: Shape) -> None:
     """Refuse a base model that the labelled half of the run cannot use."""
     if settings.data is not None:
         shape.check_length(Task.make(settings.task).max_length)
+        shape.check_frozen(settings.finetune.frozen_layers)
         check_recipes(settings.compress.variants, shape)
+
+
+def _start(settings: Settings, missing: Sequence[str]) -> list[str]:
+    """Check what fine-tuning starts from, if that is known already."""
+    using = {"prepare", "finetune", "compress"} & set(missing)
+    if settings.model is not None:
+        if not using and "base" not in missing:
+            return []
+        if settings.fresh is not None:
+            return [_fresh(settings, settings.fresh)]
+        return [_model(settings, settings.model.pretrained, in_store="base" not in missing)]
+    if using and "pretrain" not in missing:
+        made = Pipeline(settings, ReadOnlyStore(settings.output), lambda _: None).pretrain
+        _fits(settings, shape_of(made.read_json("config.json"), made.uri))
+    return []
+
+
+def _fresh(settings: Settings, config: FreshConfig) -> str:
+    wanted, found = config.tokenizer, None
+    if wanted.name is not None:
+        found = load_tokenizer(locate_tokenizer(wanted.source(), "model.tokenizer.name"), eos_pads=True)
+    made = fresh_config(config, found, Task.make(settings.task).max_length)
+    _fits(settings, shape_of(made.to_dict(), config.architecture))
+    size = f" of size {config.size or DEFAULT_SIZE}" if config.architecture != "lstm" else ""
+    tokenizer = f"the tokenizer {wanted.name}"
+    if wanted.algorithm is not None:
+        tokenizer = f"a {wanted.algorithm} tokenizer of {wanted.vocab_size:,} tokens, trained on the training split"
+    return f"model: a fresh {config.architecture}{size} with {tokenizer}; fits the task and the recipes"
 
 
 def _model(settings: Settings, model: ModelConfig, *, in_store: bool) -> str:
@@ -189,9 +223,7 @@ def _sweep(settings: Settings) -> list[str]:
     found = [check_settings(settings)]
     for params in points_to_prepare(settings):
         each = settings.with_values(params)
-        if each.model is not None:
-            found.append(_model(each, each.model, in_store=False))
-        found.append(_data(each.labelled))
+        found += [*_start(each, ["base"]), _data(each.labelled)]
     return list(dict.fromkeys(found))
 
 

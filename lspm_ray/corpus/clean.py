@@ -36,6 +36,15 @@ def normalize(text: str, max_characters: int | None = None) -> str:
     return text
 
 
+def cut(raw: str, max_characters: int) -> tuple[str, bool]:
+    """A raw text normalised, at most `max_characters` of it; and whether there was more."""
+    # Far more than is kept need not be cleaned either: a text of many MiB would take minutes.
+    text = normalize(raw[: 8 * max_characters])
+    if len(text) > max_characters or len(raw) > 8 * max_characters:
+        return normalize(text, max_characters), True
+    return text, False
+
+
 def _once(text: str) -> str:
     if not text.isascii():
         if _SURROGATE.search(text):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lspm_ray.corpus.clean import normalize, reason_to_drop, text_id
+from lspm_ray.corpus.clean import cut, reason_to_drop, text_id
 from lspm_ray.corpus.config import SPLITS, DataConfig
 from lspm_ray.corpus.dedup import SKETCH_BYTES, Bands, band_keys, signatures, sketches
 from lspm_ray.corpus.labels import LabelSet, check_count
@@ -112,7 +112,7 @@ class Scan:
         found.labels[label] += 1
         if found.labels[label] == 1:
             check_count(found.labels)
-        split = _split_code(row.split, where) if not file.held_out else SPLITS.index("test")
+        split = split_code(row, file)
         if split != UNASSIGNED:
             found.splits.add(SPLITS[split])
         chunk.ids.append(text_id(text))
@@ -122,12 +122,9 @@ class Scan:
         chunk.characters += len(text)
 
     def _clean(self, raw: str, found: _Findings) -> str:
-        limit = self.config.max_characters
-        # Far more than is kept need not be cleaned either: a text of many MiB would take minutes.
-        text = normalize(raw[: 8 * limit])
-        if len(text) > limit or len(raw) > 8 * limit:
+        text, shortened = cut(raw, self.config.max_characters)
+        if shortened:
             found.notes["cut to max_characters"] += 1
-            text = normalize(text, limit)
         return text
 
     def _stage(self, chunk: _Chunk, name: str) -> None:
@@ -182,9 +179,19 @@ class _Findings:
         self.splits: set[str] = set()
 
 
-def _split_code(value: str | None, where: str) -> int:
-    if value is None:
+def split_code(row: Row, file: SourceFile) -> int:
+    """The split that a row names, or that its file belongs to; `UNASSIGNED` if there is none.
+
+    Raises:
+        DataError: it is not the name of a split.
+    """
+    if file.held_out:
+        return SPLITS.index("test")
+    if row.split is None:
         return UNASSIGNED
-    if value not in SPLITS:
-        raise DataError(f"not the name of a split, in {where}", field="data.split_column", value=value, valid=SPLITS)
-    return SPLITS.index(value)
+    if row.split not in SPLITS:
+        where = f"{row.place} of {file.name}"
+        raise DataError(
+            f"not the name of a split, in {where}", field="data.split_column", value=row.split, valid=SPLITS
+        )
+    return SPLITS.index(row.split)

@@ -21,10 +21,10 @@ class TokenizerConfig(Config):
     Attributes:
         name: `org/model` on the Hugging Face Hub, a local directory, or `package:NAME/PATH`; weights are not needed.
         revision: commit, tag or branch, for the Hub. Pin a commit: a branch can change under you.
-        algorithm: byte-level BPE as in GPT-2, WordPiece as in BERT, or Unigram as in T5.
+        algorithm: byte-level BPE as in GPT-2, WordPiece as in BERT, Unigram as in T5, or whole words (`word`).
         vocab_size: tokens, the special ones included.
         lowercase: forget case; WordPiece then forgets accents too.
-        min_frequency: how often a pair must occur to be merged; Unigram does without.
+        min_frequency: how often a pair must occur to be merged, or a word to be known; Unigram does without.
         sample_characters: text to train on, at most.
         sentinels: `<extra_id_0>` and so on, which stand for what span corruption cuts out; T5 has 100. None is as many
             as `pretrain.objective` needs for blocks of that length.
@@ -32,7 +32,7 @@ class TokenizerConfig(Config):
 
     name: str | None = Field(None, min_length=1)
     revision: str | None = None
-    algorithm: Literal["bpe", "wordpiece", "unigram"] | None = None
+    algorithm: Literal["bpe", "wordpiece", "unigram", "word"] | None = None
     vocab_size: int = Field(8192, ge=1, le=1_000_000)
     lowercase: bool = False
     min_frequency: int = Field(2, ge=1)

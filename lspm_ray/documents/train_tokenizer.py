@@ -1,4 +1,4 @@
-"""Train a tokenizer with the `tokenizers` library: byte-level BPE, WordPiece or Unigram, in Hugging Face layout.
+"""Train a tokenizer with the `tokenizers` library: byte-level BPE, WordPiece, Unigram or words, in Hugging Face layout.
 
 Every tokenizer has the special tokens of all objectives, so that one serves masked, causal and span-corruption
 pretraining, and fine-tuning as a classifier.
@@ -6,7 +6,7 @@ pretraining, and fine-tuning as a classifier.
 The same texts give the same bytes. Of the library's trainers only that of BPE does so by itself. WordPiece numbers the
 characters inside words in the order of a randomly seeded hash map, with one thread too, and breaks ties by number: here
 they are numbered beforehand. Unigram adds floating-point numbers up in such an order: its scores are rounded, and the
-pieces sorted anew.
+pieces sorted anew. Words need no trainer: they are counted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def sentinels(config: TokenizerConfig) -> list[str]:
 
 
 def train(
-    config: TokenizerConfig, texts: Iterator[str], max_length: int | None = None
+    config: TokenizerConfig, texts: Iterator[str], max_length: int | None = None, section: str = "tokenizer"
 ) -> tuple[PreTrainedTokenizerFast, str | None]:
     """Train a tokenizer on the first `sample_characters` characters of some texts.
 
@@ -65,21 +65,24 @@ def train(
         config: with `algorithm`.
         texts: in random order, if they are more than that; what is not needed is not read.
         max_length: most tokens that a model will take, for those who use the tokenizer later.
+        section: of the settings, for messages.
 
     Returns:
         The tokenizer, and a warning if its vocabulary is smaller than asked.
 
     Raises:
-        DataError: no text, or too little for even half of the vocabulary.
+        DataError: no text, or too little: for half of the vocabulary, or for a single word.
     """
     sample = _Sample(texts, config.sample_characters)
     trained = _TRAINERS[str(config.algorithm)](config, sample)
     size = trained.get_vocab_size()
     if not sample.characters:
-        raise DataError("there is no text to train a tokenizer on", field="tokenizer")
+        raise DataError("there is no text to train a tokenizer on", field=section)
     said = f"{sample.characters:,} characters give a vocabulary of {size} tokens instead of {config.vocab_size}"
-    if 2 * size < config.vocab_size:
-        raise DataError(said, field="tokenizer.vocab_size", hint="Take a smaller vocabulary, or more text")
+    # Words are what they are: a small vocabulary holds all of them. One of pieces would hold whole texts.
+    least = config.specials + 1 if config.algorithm == "word" else config.vocab_size / 2
+    if size < least:
+        raise DataError(said, field=f"{section}.vocab_size", hint="Take a smaller vocabulary, or more text")
     return _wrap(config, trained, max_length), said if size < config.vocab_size else None
 
 
@@ -174,7 +177,25 @@ def _unigram(config: TokenizerConfig, sample: Iterable[str]) -> Any:
     return tokenizer
 
 
-_TRAINERS = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram}
+def _word(config: TokenizerConfig, sample: Iterable[str]) -> Any:
+    """The most frequent words and signs of punctuation; all others are unknown."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    normalizer = normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=False)
+    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    specials = _specials(config)
+    words = _count_words(sample, normalizer, pre_tokenizer)
+    known = [word for word, count in words.items() if count >= config.min_frequency and word not in specials]
+    known.sort(key=lambda word: (-words[word], word))
+    vocabulary = [*specials, *known[: config.vocab_size - len(specials)]]
+    model: Any = models.WordLevel
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer: Any = Tokenizer(model(ids, unk_token=_ROBERTA.unk))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    return tokenizer
+
+
+_TRAINERS = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word}
 
 
 def _specials(config: TokenizerConfig) -> list[str]:

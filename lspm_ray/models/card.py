@@ -11,7 +11,7 @@ def write_card(
 
     Args:
         directory: the model directory.
-        base: the model this one was made from.
+        base: the model this one was made from; empty for one made in the same run.
         task: our name of the task.
         metrics: validation results to record.
         relation: `finetune` or `quantized`, as the Hub's `base_model_relation`.
@@ -26,8 +26,9 @@ def write_card(
         base_model_relation=relation if is_hub_id else None,
     )
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    origin = f"Made from `{base}` by" if base else "Made by"
     text = (
-        f"---\n{data.to_yaml()}\n---\n# {task.replace('_', ' ')} model\n\nMade from `{base}` by lspm_ray.\n\n"
+        f"---\n{data.to_yaml()}\n---\n# {task.replace('_', ' ')} model\n\n{origin} lspm_ray.\n\n"
         f"| measure on the validation split | value |\n|---|---|\n{rows}\n\n"
         "The profile of the run that made it has these on held-out rows, with intervals.\n"
     )

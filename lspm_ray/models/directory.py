@@ -151,10 +151,12 @@ def register() -> None:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from lspm_ray.models.bag_of_ngrams import BagOfNgramsConfig, BagOfNgramsForSequenceClassification
+    from lspm_ray.models.lstm import LstmConfig, LstmForSequenceClassification
     from lspm_ray.models.pruned import PrunedConfig, PrunedForSequenceClassification
 
     for config, model in (
         (BagOfNgramsConfig, BagOfNgramsForSequenceClassification),
+        (LstmConfig, LstmForSequenceClassification),
         (PrunedConfig, PrunedForSequenceClassification),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)

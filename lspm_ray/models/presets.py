@@ -1,4 +1,4 @@
-"""Models to pretrain from scratch.
+"""Transformers with fresh weights, to pretrain or to train from scratch.
 
 A size has about as many parameters in every architecture. Millions of them, with 32,000 token ids and 1,024 positions:
 
@@ -54,22 +54,23 @@ _SIZES = {
 SIZES = tuple(_SIZES)
 
 
-def preset(architecture: str, size: str) -> dict[str, Any]:
+def preset(architecture: str, size: str, section: str = "pretrain.model") -> dict[str, Any]:
     """What a size of an architecture sets in its transformers config.
 
     Args:
         architecture: one of `ARCHITECTURES`.
         size: one of `SIZES`.
+        section: of the settings, for messages.
 
     Raises:
         ConfigError: there is no such architecture or size; lists those there are.
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(
-            "unknown architecture", field="pretrain.model.architecture", value=architecture, valid=ARCHITECTURES
+            "unknown architecture", field=f"{section}.architecture", value=architecture, valid=ARCHITECTURES
         )
     if size not in _SIZES:
-        raise ConfigError("unknown size", field="pretrain.model.size", value=size, valid=SIZES)
+        raise ConfigError("unknown size", field=f"{section}.size", value=size, valid=SIZES)
     shape = _SIZES[size]
     # Three matrices instead of two: as many parameters with two thirds of the width (Shazeer 2020, section 2).
     gated = -(-2 * shape.feed_forward // 3 // 64) * 64
@@ -103,8 +104,9 @@ def build_config(
     length: int,
     ids: Mapping[str, int | None],
     overrides: Mapping[str, Any] | None = None,
+    section: str = "pretrain.model",
 ) -> PreTrainedConfig:
-    """The config of a model to pretrain.
+    """The config of a model with fresh weights.
 
     Args:
         architecture: one of `ARCHITECTURES`.
@@ -114,14 +116,14 @@ def build_config(
         ids: of the special tokens, by role (`pad`, `bos`, `eos`, `cls`, `sep`, `mask`); those that the architecture's
             config has no field for are left to the tokenizer.
         overrides: any fields of the architecture's config, which win.
+        section: of the settings, for messages.
 
     Raises:
         ConfigError: unknown architecture, size or field, or values that do not go together.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    fields = preset(architecture, size)
+    fields = preset(architecture, size, section)
     kind = type(AutoConfig.for_model(architecture))
     known = {field.name for field in dataclasses.fields(kind)}
     fields["vocab_size"] = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
@@ -130,21 +132,38 @@ def build_config(
         fields["decoder_start_token_id"] = ids.get("pad")
     else:
         fields[kind.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = length
-    fields |= _resolve(overrides or {}, known, kind.attribute_map)
-    try:
-        config = kind(**fields)
-    except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(
-            f"not a {architecture} model: {' '.join(lines)[:300]}", field="pretrain.model.config"
-        ) from None
+    config = make_config(kind, fields, overrides or {}, section)
     heads = config.num_attention_heads
     if heads < 1 or (architecture != "t5" and config.hidden_size % heads):
         raise ConfigError(
-            f"a hidden size of {config.hidden_size} cannot be divided among {heads} heads",
-            field="pretrain.model.config",
+            f"a hidden size of {config.hidden_size} cannot be divided among {heads} heads", field=f"{section}.config"
         )
     return config
+
+
+def make_config(
+    kind: type[PreTrainedConfig], fields: Mapping[str, Any], overrides: Mapping[str, Any], section: str
+) -> PreTrainedConfig:
+    """A config of these fields, of which those that the user overrides are checked.
+
+    Args:
+        kind: its class.
+        fields: by name.
+        overrides: any fields of the class, which win.
+        section: of the settings, for messages.
+
+    Raises:
+        ConfigError: the class has no such field, or the values do not go together.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return kind(**{**fields, **_resolve(overrides, kind, section)})
+    except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(
+            f"not a {kind.model_type} model: {' '.join(lines)[:300]}", field=f"{section}.config"
+        ) from None
 
 
 def build_model(auto_class: str, config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -180,15 +199,16 @@ def build_model(auto_class: str, config: PreTrainedConfig, seed: int) -> PreTrai
     return model
 
 
-def _resolve(overrides: Mapping[str, Any], known: set[str], aliases: Mapping[str, str]) -> dict[str, Any]:
+def _resolve(overrides: Mapping[str, Any], kind: type[PreTrainedConfig], section: str) -> dict[str, Any]:
     """Overrides under the names of the config's own fields."""
-    valid = sorted(known | set(aliases))
+    aliases: Mapping[str, str] = kind.attribute_map
+    valid = sorted({field.name for field in dataclasses.fields(kind)} | set(aliases))
     for name in overrides:
         if name not in valid:
             close = difflib.get_close_matches(name, valid, n=5, cutoff=0.5)
             raise ConfigError(
                 "the model's config has no such field",
-                field=f"pretrain.model.config.{name}",
+                field=f"{section}.config.{name}",
                 value=overrides[name],
                 valid=close or valid,
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.models.directory import register
+from lspm_ray.models.layers import check_frozen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -40,6 +41,14 @@ class Shape:
     model_type: str
     layers: int
     max_tokens: int | None
+
+    def check_frozen(self, count: int, field: str = "finetune.frozen_layers") -> None:
+        """Refuse to freeze more layers than the model has; see `layers.check_frozen`.
+
+        Raises:
+            ModelError: says how many may be frozen.
+        """
+        check_frozen(self.model_type, self.layers, count, field)
 
     def check_length(self, max_length: int) -> None:
         """Refuse inputs that are longer than the model's positions.

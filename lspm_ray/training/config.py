@@ -22,6 +22,8 @@ class TrainConfig(Config):
         precision: `auto` is bf16 on GPUs and on CPUs with bf16 instructions, else fp32.
         metric: on validation, decides the best epoch and early stopping.
         patience: epochs without a better metric before training stops.
+        dropout: of every dropout layer of the model while it is trained; None keeps the model's own.
+        frozen_layers: the embeddings and so many transformer layers after them are left as they are; 0 trains all.
         checkpoint_every_steps: optimiser steps between checkpoints inside an epoch; one is also made after each.
         seed: of the fresh classification head, of the order of rows and of dropout.
     """
@@ -37,6 +39,8 @@ class TrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "balanced_accuracy"
     patience: int = Field(2, ge=1)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    frozen_layers: int = Field(0, ge=0)
     checkpoint_every_steps: int = Field(100, ge=1)
     seed: int = Field(0, ge=0)
 

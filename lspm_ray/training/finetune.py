@@ -88,7 +88,7 @@ def finetune(
         (draft.path / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
         chosen = max(history, key=lambda h: -h["loss"] if config.metric == "loss" else h[config.metric])
         draft.summary |= {"epochs": len(history), "best": chosen}
-        write_card(draft.path, base=base.manifest.config.get("name", ""), task=task.name, metrics=chosen)
+        write_card(draft.path, base=_origin(base), task=task.name, metrics=chosen)
 
     try:
         return store.make(STAGE, what, parents, build)
@@ -105,6 +105,12 @@ def identity(
     """
     settings = config.model_dump(mode="json", exclude={"workers", "compare_scratch"})
     return {"train": settings, "task": task.spec()}, {"base": base.digest, "data": data.digest}
+
+
+def _origin(base: Artifact) -> str:
+    """What people call the model that was started from; nothing for one that was pretrained in the same run."""
+    made = base.manifest.config
+    return f"fresh {made['fresh']['architecture']} weights" if "fresh" in made else made.get("name", "")
 
 
 def _export(best: Path, base: Path, target: Path) -> None:

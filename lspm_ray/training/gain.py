@@ -25,7 +25,7 @@ class Gain(Config):
 
     Attributes:
         pretrained: fine-tuned from the pretrained weights.
-        scratch: fine-tuned from fresh ones, with the same settings, rows and order.
+        scratch: fine-tuned from fresh ones, with the same settings, rows and order, all layers trained.
         comparison: pretrained against scratch, on the same rows.
     """
 
@@ -64,7 +64,9 @@ def gain(
 
     def build(draft: Draft) -> None:
         report("fine-tuning from fresh weights, to see what pretraining gave")
-        scratch = finetune(config, task, fresh(start, config.seed, store), data, store, report, wait_for_nodes_s)
+        # Fresh layers that are frozen would never learn anything.
+        whole = config.model_copy(update={"frozen_layers": 0})
+        scratch = finetune(whole, task, fresh(start, config.seed, store), data, store, report, wait_for_nodes_s)
         found = outputs({"pretrained": full, "scratch": scratch}, data, store, report, splits=("test",))
         made = _compare(found, labels(data))
         (draft.path / GAIN_FILE).write_text(made.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lspm_ray.artifact import open_artifact
 from lspm_ray.config import Config
 from lspm_ray.models.directory import load_model, quiet
+from lspm_ray.models.layers import freeze, set_dropout
 from lspm_ray.tasks import Task
 from lspm_ray.training.batches import batches, batches_in, chunk_rows
 from lspm_ray.training.checkpoint import CheckpointStore
@@ -119,6 +120,10 @@ class _Run:
         directory = open_artifact(job.model_uri).local()
         torch.manual_seed(self.config.seed)
         self.model = load_model(directory, job.labels)
+        if self.config.dropout is not None:
+            set_dropout(self.model, self.config.dropout)
+        # Before it is wrapped: DDP waits for the gradient of everything that is trained then.
+        freeze(self.model, self.config.frozen_layers)
         self.pad_id = int(self.model.config.pad_token_id or 0)
         self.batch_size = -(-self.config.batch_size // worker.world_size)
         self.state = _State(world_size=worker.world_size)

@@ -28,7 +28,9 @@ def picture(
     """
     count = {status: sum(trial.status == status for trial in trials) for status in ("done", "stopped", "failed")}
     over = sum(count.values())
-    head = f"{over}/{budget} trials: {count['done']} finished, {count['stopped']} stopped early, {count['failed']} failed"
+    head = (
+        f"{over}/{budget} trials: {count['done']} finished, {count['stopped']} stopped early, {count['failed']} failed"
+    )
     head += f"; {clock(seconds)}" + ("" if left_s is None else f", {clock(left_s)} left")
     lines = [head]
     best = best_of(trials, goals)

@@ -62,6 +62,7 @@ BERT = Shape("bert", layers=6, max_tokens=512)
     "recipe",
     [
         [{"method": "distill_layers", "layers": 6}, "quantize_int8"],
+        [{"method": "distill_layers", "layers": 2, "train": {"frozen_layers": 2}}],
         [{"method": "distill_layers", "layers": 2}, "prune", "onnx"],
         ["prune", "prune"],
         ["prune", "distill_bag"],
@@ -89,6 +90,13 @@ def test_recipes_that_fit(recipe):
             ["prune", "distill_layers"],
             r"a\.recipe\.1: `distill_layers` does not fit the result of the step before",
         ),
+        (
+            BERT,
+            [{"method": "distill_layers", "layers": 2, "train": {"frozen_layers": 3}}],
+            r"a\.recipe\.0: .*distill_layers\.train\.frozen_layers: the model has 2 layers \(got 3\); valid: 0 to 2",
+        ),
+        (BERT, [{"method": "distill_bag", "train": {"frozen_layers": 1}}], r"distill_bag\.train\.frozen_layers"),
+        (BERT, [{"method": "prune", "train": {"frozen_layers": 1}}], r"prune\.train\.frozen_layers.*lspm_pruned"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
         (
             Shape("distilbert", 6, 512),

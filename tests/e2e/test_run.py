@@ -75,6 +75,25 @@ def test_dry_run_checks_and_makes_nothing(finished_run, lspm, tmp_path):
     assert ArtifactStore(f"{tmp_path}/new").artifacts() == []
 
 
+FRESH = "{architecture: lstm, config: {hidden_size: 16}, tokenizer: {algorithm: word, vocab_size: 500}}"
+
+
+def test_a_fresh_model_is_made_and_fine_tuned(finished_run, lspm, tmp_path):
+    arguments = (finished_run, f"output={tmp_path}/run", f"model={FRESH}")
+    checked = lspm("finetune", *arguments, "--dry-run")
+    assert "checked model: a fresh lstm with a word tokenizer of 500 tokens" in checked.stdout, checked.stderr
+    result = lspm("finetune", *arguments)
+    assert result.returncode == 0, result.stderr
+    made = {artifact.manifest.stage: artifact for artifact in ArtifactStore(f"{tmp_path}/run").artifacts()}
+    assert set(made) == {"tokenizer", "base", "prepare", "finetune"}
+    assert "Made from `fresh lstm weights`" in made["finetune"].read_bytes("README.md").decode()
+    assert made["prepare"].manifest.parents == {"model": made["tokenizer"].digest}
+    status = lspm("status", *arguments)
+    assert status.stdout.count("done") == 3 and "next: lspm run" in status.stdout
+    again = lspm("finetune", *arguments)
+    assert again.stderr.count("unchanged") == 3
+
+
 KILLS = {
     "base": ".lock",
     "prepare": ".partial/prepare-*",

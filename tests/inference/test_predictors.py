@@ -10,7 +10,7 @@ from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.inference.batching import micro_batches, pad
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.models.directory import Variant, read_variant, save_model, write_variant
-from lspm_ray.models.presets import ARCHITECTURES, build_config, build_model
+from lspm_ray.models.fresh import ARCHITECTURES, build_classifier, classifier_config
 from tests.toys import LABELS, toy_model_dir, toy_tokenizer
 
 
@@ -72,14 +72,15 @@ def test_the_company_does_not_change_an_answer(directories, name, threads):
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    """A classifier of each family that can be pretrained."""
+    """A classifier of each family that can be made from fresh weights."""
     root = tmp_path_factory.mktemp("families")
     tokenizer = toy_tokenizer()
     ids = dict.fromkeys(("bos", "eos", "cls", "sep"), tokenizer.sep_token_id) | {"pad": tokenizer.pad_token_id}
     for family in ARCHITECTURES:
-        config = build_config(family, "toy", vocab_size=len(tokenizer), length=64, ids=ids)
+        size = None if family == "lstm" else "toy"
+        config = classifier_config(family, size, {}, vocab_size=len(tokenizer), length=64, ids=ids)
         config.id2label = dict(enumerate(LABELS))
-        model = build_model("AutoModelForSequenceClassification", config, seed=0).eval()
+        model = build_classifier(config, seed=0).eval()
         save_model(model, tokenizer, root / family)
     return root
 
@@ -101,6 +102,15 @@ def test_every_family_can_be_exported(families, family, tmp_path):
     batch = [np.append(example, toy_tokenizer().sep_token_id) for example in examples()]
     reference = load_predictor(families / family, threads=1).predict(batch)
     assert np.abs(load_predictor(tmp_path, threads=1).predict(batch) - reference).max() < 1e-3
+
+
+def test_an_lstm_is_quantised_too(tmp_path):
+    source, target = toy_model_dir(tmp_path / "torch", kind="lstm"), tmp_path / "int8"
+    target.mkdir()
+    quantize_dynamic(export(source, target, "int8"))
+    batch = examples(200)
+    reference, found = (load_predictor(directory, threads=1).predict(batch) for directory in (source, target))
+    assert (found.argmax(1) == reference.argmax(1)).mean() > 0.9
 
 
 @pytest.mark.parametrize("name", ["torch", "int8"])

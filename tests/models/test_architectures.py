@@ -1,11 +1,13 @@
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lspm_ray.errors import ModelError
 from lspm_ray.models.bag_of_ngrams import BagOfNgramsConfig, BagOfNgramsForSequenceClassification
 from lspm_ray.models.directory import load_model, save_model
+from lspm_ray.models.lstm import POOLINGS, LstmConfig, LstmForSequenceClassification
 from lspm_ray.models.pruned import encoder_layers, head_count, shrink
 from tests.toys import toy_model, toy_tokenizer
 
@@ -53,6 +55,64 @@ def test_bag_features_stay_in_the_table(ids, ngrams):
 
 def test_bag_short_text_with_long_ngrams():
     assert bag(ngrams=5)(IDS[:, :1], MASK[:, :1]).logits.shape == (2, 2)
+
+
+def lstm(**options):
+    torch.manual_seed(0)
+    config = LstmConfig(vocab_size=100, embedding_size=8, hidden_size=6, id2label={0: "a", 1: "b", 2: "c"}, **options)
+    return LstmForSequenceClassification(config).eval()
+
+
+KINDS_OF_LSTM = [{"pooling": pooling, "layers": layers} for pooling in POOLINGS for layers in (1, 2)]
+
+
+@pytest.mark.parametrize("options", KINDS_OF_LSTM, ids=str)
+def test_lstm_survives_saving(tmp_path, options):
+    model = lstm(**options)
+    save_model(model, toy_tokenizer(), tmp_path)
+    loaded = load_model(tmp_path)
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert (loaded.config.pooling, loaded.config.layers) == (options["pooling"], options["layers"])
+    assert torch.equal(loaded(IDS, MASK).logits, model(IDS, MASK).logits)
+
+
+@pytest.mark.parametrize("options", KINDS_OF_LSTM, ids=str)
+def test_lstm_ignores_padding_and_sees_the_rest(options):
+    model = lstm(**options)
+    both = model(IDS, MASK).logits
+    assert both.shape == (2, 3)
+    assert torch.allclose(both[1:], model(IDS[1:, :3], MASK[1:, :3]).logits, atol=1e-6)
+    assert torch.allclose(both[1:], model(torch.where(MASK == 1, IDS, 77), MASK).logits[1:], atol=1e-6)
+    assert torch.allclose(both[:1], model(IDS[:1]).logits, atol=1e-6)
+    swapped = IDS[:, [0, 2, 1, 3, 4]]
+    assert not torch.allclose(both, model(swapped, MASK).logits, atol=1e-4), "order counts"
+
+
+def test_lstm_takes_any_number_of_labels(tmp_path):
+    save_model(lstm(), toy_tokenizer(), tmp_path)
+    loaded = load_model(tmp_path, ["1", "2", "3", "4"])
+    assert loaded(IDS, MASK).logits.shape == (2, 4)
+    assert torch.equal(loaded.embedding.weight, lstm().embedding.weight)
+
+
+def test_lstm_starts_with_open_forget_gates():
+    fresh = lstm().lstm
+    bias = fresh.bias_ih_l0 + fresh.bias_hh_l0
+    assert bias.tolist() == [0.0] * 6 + [1.0] * 6 + [0.0] * 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 0}, "layers must be 1 or more"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"pooling": "mean"}, "pooling must be one of last, max"),
+        ({"hidden_size": "wide"}, "expected int"),
+    ],
+)
+def test_lstm_refuses_what_makes_no_model(options, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        LstmConfig(**options)
 
 
 def test_shrinking_nothing_changes_nothing():

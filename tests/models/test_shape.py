@@ -16,7 +16,9 @@ from tests.toys import toy_model_dir
         ({"model_type": "gpt2", "n_layer": 3, "n_positions": 1024}, Shape("gpt2", 3, 1024)),
         ({"model_type": "deberta-v2", "position_biased_input": False}, Shape("deberta-v2", 24, None)),
         ({"model_type": "xlnet", "n_layer": 6}, Shape("xlnet", 6, None)),
+        ({"model_type": "t5", "num_layers": 3, "num_decoder_layers": 5}, Shape("t5", 3, None)),
         ({"model_type": "lspm_bag_of_ngrams"}, Shape("lspm_bag_of_ngrams", 0, None)),
+        ({"model_type": "lspm_lstm", "layers": 2}, Shape("lspm_lstm", 0, None)),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )

@@ -1,5 +1,7 @@
 """The loop on a toy model: it learns, resumes exactly, stops early."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lspm_ray.artifact import ArtifactStore
-from lspm_ray.errors import ArtifactError
+from lspm_ray.artifact import ArtifactStore, open_artifact
+from lspm_ray.errors import ArtifactError, ModelError
+from lspm_ray.models.directory import load_model
 from lspm_ray.training import loop
+from lspm_ray.training.checkpoint import CheckpointStore
 from lspm_ray.training.config import TrainConfig
 from lspm_ray.training.loop import TrainJob
 from lspm_ray.training.trainer import file_chunks, fit_here
@@ -75,6 +79,74 @@ def test_it_learns(job):
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
     assert history[-1]["accuracy"] > 0.9
     assert any("epoch 1/4 done" in line for line in lines)
+
+
+def test_an_lstm_learns(job):
+    _, history, _ = train(job("a", kind="lstm", epochs=6, learning_rate=0.03))
+    assert history[-1]["accuracy"] > 0.9
+
+
+def start_of(job):
+    return load_file(open_artifact(job.model_uri).local() / "model.safetensors")
+
+
+def test_frozen_layers_are_bit_equal_after_training(job):
+    begun = job("a", epochs=1, frozen_layers=1)
+    weights, _, _ = train(begun)
+    moved = {name for name, tensor in start_of(begun).items() if not np.array_equal(weights[name], tensor.numpy())}
+    assert moved and not any(name.startswith(("bert.embeddings.", "bert.encoder.layer.0.")) for name in moved)
+    assert any(name.startswith("bert.encoder.layer.1.") for name in moved) and "classifier.weight" in moved
+
+
+def test_frozen_layers_have_no_optimizer_state_and_resume_exactly(job, tmp_path, monkeypatch):
+    expected, history, _ = train(job("whole", frozen_layers=1))
+    begun, run = job("broken", frozen_layers=1), None
+    validate = loop._Run._validate
+
+    def die_in_the_second(self):
+        if self.state.epoch == 1:
+            raise KilledError
+        return validate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_validate", die_in_the_second)
+        with pytest.raises(KilledError):
+            train(begun)
+    newest = max((tmp_path / "broken").glob("step-*"), key=lambda step: int(step.name.split("-")[1]))
+    states = {name.split(".")[1] for name in load_file(newest / "tensors.safetensors") if name.startswith("optimizer.")}
+    run = loop._Run(begun, one_of_two(begun))
+    assert len(states) == sum(p.requires_grad for p in run.model.parameters()) < len(list(run.model.parameters()))
+    resumed, again, _ = train(begun)
+    assert without_time(again) == without_time(history)
+    assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["bert", "lstm"])
+def test_dropout_counts_in_training_alone(job, kind):
+    without, other, own = (job(f"d{value}", kind=kind, epochs=1, dropout=value) for value in (0.0, 0.6, None))
+    runs = {name: train(begun) for name, begun in (("without", without), ("other", other), ("own", own))}
+    losses = {name: history[0]["train_loss"] for name, (_, history, _) in runs.items()}
+    assert len(set(losses.values())) == 3
+    saved = open_artifact(without.model_uri).local() / "config.json"
+    for begun in (without, other):
+        made = json.loads((CheckpointStore(begun.work_uri).best().local() / "config.json").read_text())
+        kept = {name: value for name, value in json.loads(saved.read_text()).items() if "drop" in name}
+        assert kept and kept.items() <= made.items()
+
+
+def test_evaluation_is_without_dropout(job):
+    begun = job("a", dropout=0.9)
+    run = loop._Run(begun, one_of_two(begun))
+    assert {m.p for m in run.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.9}
+    run.model.eval()
+    plain = load_model(open_artifact(begun.model_uri).local(), list(LABELS)).eval()
+    ids = torch.tensor([[2, 40, 41, 3]])
+    assert torch.equal(run.model(ids).logits, plain(ids).logits)
+
+
+def test_too_many_frozen_layers_are_an_error(job):
+    with pytest.raises(ModelError, match=r"finetune\.frozen_layers: the model has 2 layers \(got 3\); valid: 0 to 2"):
+        train(job("a", frozen_layers=3))
 
 
 def without_time(history):

@@ -38,10 +38,16 @@ class DistillBag(Method):
     distill: DistillConfig = DistillConfig()
 
     def check(self, shape: Shape) -> Shape:
-        """Fits every model; its result has no layers."""
+        """Fits every model; its result has no layers.
+
+        Raises:
+            ModelError: `train.frozen_layers` is more than none.
+        """
         from lspm_ray.models.bag_of_ngrams import BagOfNgramsConfig
 
-        return replace(shape, model_type=BagOfNgramsConfig.model_type, layers=0)
+        made = replace(shape, model_type=BagOfNgramsConfig.model_type, layers=0)
+        made.check_frozen(self.train.frozen_layers, f"{self.name}.train.frozen_layers")
+        return made
 
     def apply(self, source: Path, target: Path, context: Context) -> None:
         """Write the trained student. Only the tokenizer and the labels of `source` are used."""

@@ -38,10 +38,12 @@ class DistillLayers(Method):
         """Fits a model of at least `layers` layers.
 
         Raises:
-            ModelError: it has fewer.
+            ModelError: it has fewer, or its result fewer than `train.frozen_layers`.
         """
         _check_count(shape.layers, self.layers)
-        return replace(shape, layers=self.layers)
+        made = replace(shape, layers=self.layers)
+        made.check_frozen(self.train.frozen_layers, f"{self.name}.train.frozen_layers")
+        return made
 
     def apply(self, source: Path, target: Path, context: Context) -> None:
         """Write the distilled student.

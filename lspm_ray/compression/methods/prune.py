@@ -59,11 +59,13 @@ class Prune(Method):
         """Fits BERT-like models and those already pruned; the layers of its result can no longer be left out.
 
         Raises:
-            ModelError: the model's family is not supported.
+            ModelError: the model's family is not supported, or `train.frozen_layers` is more than none.
         """
         if shape.model_type != PrunedConfig.model_type:
             check_family(shape.model_type)
-        return replace(shape, model_type=PrunedConfig.model_type, layers=0)
+        made = replace(shape, model_type=PrunedConfig.model_type, layers=0)
+        made.check_frozen(self.train.frozen_layers, f"{self.name}.train.frozen_layers")
+        return made
 
     def apply(self, source: Path, target: Path, context: Context) -> None:
         """Write the pruned and recovered model.

@@ -1,0 +1,90 @@
+"""The embeddings, layers and dropout of a model, whatever its family calls them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from lspm_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Stack(NamedTuple):
+    """Where a family's base model has its parts.
+
+    Attributes:
+        embeddings: of tokens and positions.
+        layers: the transformer layers; of an encoder and a decoder, those of the encoder.
+    """
+
+    embeddings: tuple[str, ...]
+    layers: str
+
+
+_BERT_LIKE = Stack(("embeddings",), "encoder.layer")
+STACKS = {
+    "bert": _BERT_LIKE,
+    "camembert": _BERT_LIKE,
+    "distilbert": Stack(("embeddings",), "transformer.layer"),
+    "gpt2": Stack(("wte", "wpe"), "h"),
+    "llama": Stack(("embed_tokens",), "layers"),
+    "roberta": _BERT_LIKE,
+    "t5": Stack(("shared",), "encoder.block"),
+    "xlm-roberta": _BERT_LIKE,
+}
+"""transformers model type -> its parts."""
+
+
+def set_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Give every dropout of the model this probability, in training mode; config and weights stay as they are."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+            continue
+        # Attention of many families, and recurrent layers, hand a number of their own to a function.
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(module, name, probability)
+
+
+def check_frozen(model_type: str, layers: int, count: int, field: str = "finetune.frozen_layers") -> None:
+    """Refuse to freeze more layers than a model has, or any where they are not known.
+
+    Args:
+        model_type: family, as transformers calls it.
+        layers: that the model has.
+        count: that are to be frozen.
+        field: the setting, for the message.
+
+    Raises:
+        ModelError: says how many may be frozen.
+    """
+    if model_type not in STACKS and count:
+        raise ModelError(
+            f"the layers of a {model_type} model cannot be told apart",
+            field=field,
+            value=count,
+            valid=[0],
+            hint=f"They can be frozen in: {', '.join(STACKS)}",
+        )
+    if count > layers:
+        raise ModelError(f"the model has {layers} layers", field=field, value=count, valid=[f"0 to {layers}"])
+
+
+def freeze(model: PreTrainedModel, count: int) -> None:
+    """Leave the embeddings and the first `count` layers out of training; nothing if it is 0.
+
+    Raises:
+        ModelError: the model has fewer layers, or its layers are not known.
+    """
+    if not count:
+        return
+    model_type = model.config.model_type
+    check_frozen(model_type, int(getattr(model.config, "num_hidden_layers", 0) or 0), count)
+    stack, base = STACKS[model_type], model.base_model
+    layers = list(base.get_submodule(stack.layers).children())
+    for part in (*map(base.get_submodule, stack.embeddings), *layers[:count]):
+        part.requires_grad_(requires_grad=False)
