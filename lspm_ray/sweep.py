@@ -75,7 +75,7 @@ def sweep(settings: Settings, store: ArtifactStore, report: Report) -> Artifact:
         records = Records(uri, lambda line: report(f"! {line}"))
         begun = records.begin()
         reserve = reserve_for(settings, totals(), node_cpus())
-        trials = _problem(settings, store, prepared, reserve)
+        trials = _problem(settings, store, prepared, reserve, uri)
         sweeper = Sweeper(
             config=config,
             goals=config.goals(settings.finetune.metric),
@@ -137,7 +137,7 @@ def check_settings(settings: Settings) -> str:
         _check_values(settings, path, domain)
     _check_points(settings, space)
     Searcher.make(config.searcher).check(space, goals)
-    Scheduler.make(config.scheduler).check(_most_epochs(settings, config))
+    Scheduler.make(config.scheduler).check(_most_epochs(settings, config), space, goals)
     _check_budget(config, space)
     fields = ", ".join(config.space)
     return f"tune: {config.budget.trials} trials at most over {fields}; by {', '.join(goals.names)}"
@@ -236,9 +236,10 @@ def _without(what: dict[str, Any], names: set[str]) -> dict[str, Any]:
 
 
 def _problem(
-    settings: Settings, store: ArtifactStore, prepared: Mapping[str, Prepared], reserve: Reserve
+    settings: Settings, store: ArtifactStore, prepared: Mapping[str, Prepared], reserve: Reserve, work_uri: str
 ) -> FinetuneTrials:
-    goals = _config(settings).goals(settings.finetune.metric)
+    config = _config(settings)
+    goals = config.goals(settings.finetune.metric)
     return FinetuneTrials(
         settings=settings.with_values({}),
         root=store.root,
@@ -247,6 +248,7 @@ def _problem(
         threads=max(1, int(reserve.cpus)),
         gpu=reserve.gpus > 0,
         distributed=reserve.fresh,
+        population_uri=join(work_uri, "population") if Scheduler.make(config.scheduler).population else None,
     )
 
 

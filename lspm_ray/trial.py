@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from lspm_ray.artifact import Artifact, ArtifactStore, open_artifact
+from lspm_ray.artifact import Artifact, ArtifactStore, join, open_artifact
 from lspm_ray.compression.compress import compress
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config, digest_of
@@ -23,10 +24,11 @@ from lspm_ray.selection.options import Option, choose
 from lspm_ray.selection.select import estimate_pairs, inputs_of, rows, validator_cost
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
-from lspm_ray.training.finetune import STAGE, finetune, identity
+from lspm_ray.training.checkpoint import CheckpointStore
+from lspm_ray.training.finetune import STAGE, finetune, identity, job_of
 from lspm_ray.training.loop import TrainJob
 from lspm_ray.training.trainer import OnEpoch as OnMetrics
-from lspm_ray.training.trainer import Trained, fit, fit_here
+from lspm_ray.training.trainer import Trained, fit, fit_here, train_here
 from lspm_ray.tuning.config import PREPARED
 from lspm_ray.tuning.finalists import score
 from lspm_ray.tuning.metrics import QUALITY, Needs
@@ -66,6 +68,7 @@ class FinetuneTrials:
         threads: CPU threads of a trial's process.
         gpu: whether it has a GPU.
         distributed: the training has workers of its own.
+        population_uri: where the checkpoints of a population are, whose trials take over each other's; else None.
     """
 
     settings: Settings
@@ -75,12 +78,13 @@ class FinetuneTrials:
     threads: int
     gpu: bool
     distributed: bool
+    population_uri: str | None
 
     def settings_of(self, trial: Trial) -> Settings:
         """The settings of a trial."""
         return self.settings.with_values(trial.params | {"finetune.seed": trial.seed})
 
-    def run(self, trial: Trial, on_epoch: OnEpoch, beat: Callable[[], None]) -> Outcome:
+    def run(self, trial: Trial, on_epoch: OnEpoch, beat: Callable[[], None], given: Path | None) -> Outcome:
         """See `Problem.run`."""
         settings, shared = self.settings_of(trial), self.prepared[shared_key(trial.params)]
         work = _Work(
@@ -93,6 +97,8 @@ class FinetuneTrials:
             gpu=self.gpu,
             report=lambda _: beat(),
         )
+        if self.population_uri is not None and not trial.finalist:
+            return _member(work, join(self.population_uri, str(trial.number)), on_epoch, given)
         full = work.finetune(self._training(settings, work.report, on_epoch))
         history = {int(epoch["epoch"]): _quality(epoch) for epoch in full.read_json("history.json")}
         best = _quality(full.manifest.summary["best"])
@@ -118,7 +124,7 @@ class FinetuneTrials:
         def told(metrics: dict[str, float]) -> None:
             # The last one is told of together with what follows: a scheduler must not end the trial in between.
             if metrics["epoch"] < last:
-                on_epoch(int(metrics["epoch"]), _quality(metrics))
+                on_epoch(int(metrics["epoch"]), _quality(metrics), None)
 
         if not self.distributed:
             return partial(fit_here, threads=self.threads, report=report, on_epoch=told)
@@ -236,6 +242,23 @@ class _Work:
         options = estimate_pairs(config, measured, rows_of, own, self.report)
         chosen, _ = choose(options, config.min_saving if config.first is None else float("-inf"))
         return _cascade(chosen, rows_of, measured[FULL].seconds, config.make_validator())
+
+
+def _member(work: _Work, uri: str, on_epoch: OnEpoch, given: Path | None) -> Outcome:
+    """Train a member of a population: its settings may have changed since it began, so it leaves no model behind."""
+    checkpoints, config = CheckpointStore(uri), work.settings.finetune
+    if given is not None:
+        checkpoints.adopt(given)
+
+    def told(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] < config.epochs:
+            on_epoch(int(metrics["epoch"]), _quality(metrics), checkpoints.directory())
+
+    job = job_of(config, work.task, work.start, work.data, uri, run_serially)
+    epochs = train_here(job, work.threads, work.report, told)
+    history = {int(epoch["epoch"]): _quality(epoch) for epoch in epochs}
+    last = history[max(history)]
+    return Outcome(history, {f"validation.{name}": value for name, value in last.items()})
 
 
 def _cascade(

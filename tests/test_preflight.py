@@ -13,8 +13,9 @@ from lspm_ray.commands.preflight import check
 from lspm_ray.documents.tokenizer import take_over
 from lspm_ray.errors import ConfigError, ModelError, UserError
 from lspm_ray.models.base import base
+from lspm_ray.pipeline import Pipeline
 from lspm_ray.settings import Settings
-from tests.toys import toy_model_dir, toy_tokenizer
+from tests.toys import toy_model_artifact, toy_model_dir, toy_tokenizer
 
 
 @pytest.fixture
@@ -115,6 +116,18 @@ def test_more_frozen_layers_than_there_are_is_known_before(raw, missing):
     settings = Settings.parse(raw | {"finetune": {"frozen_layers": 3}})
     with pytest.raises(ModelError, match=r"finetune\.frozen_layers: .*2 layers \(got 3\); valid: 0 to 2"):
         check(settings, missing)
+
+
+def test_a_model_pretrained_before_is_checked_too(raw, raw_text, monkeypatch):
+    raw.pop("model")
+    settings = Settings.parse(raw | raw_text | {"finetune": {"frozen_layers": 3}, "compress": {}})
+    made = toy_model_artifact(ArtifactStore(settings.output), "pretrain")
+    monkeypatch.setattr(Pipeline, "pretrain", made)  # a real one takes the whole first half of a run
+    with pytest.raises(ModelError, match=r"finetune\.frozen_layers: .*2 layers \(got 3\)"):
+        check(settings, ("finetune",))
+    fine = Settings.parse(raw | raw_text | {"finetune": {"frozen_layers": 2}, "compress": {}})
+    check(fine, ("finetune",))
+    check(settings, ("documents", "tokenizer"))
 
 
 def test_sample_before_a_run_says_what_to_run_first(raw, tmp_path):

@@ -134,6 +134,27 @@ class CheckpointStore:
             )
         return None
 
+    def directory(self) -> Path:
+        """Local directory of the newest checkpoint, verified: for another run to `adopt`.
+
+        Raises:
+            ArtifactError: there is none, or it is damaged.
+        """
+        self.wait()
+        return self._store.get(self._names("step")[0]).local()
+
+    def adopt(self, directory: Path) -> None:
+        """Go on from the checkpoint of another run instead of those that are here."""
+        step = int(json.loads((directory / "state.json").read_text(encoding="utf-8"))["step"])
+
+        def write(path: Path) -> None:
+            for name in ("tensors.safetensors", "state.json"):
+                shutil.copyfile(directory / name, path / name)
+
+        for name in [*self._names("step"), *self._names("best")]:
+            self._store.delete(name)
+        self._write("step", step, write)
+
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of one step: for workers that are to go on from the same one as another.
 

@@ -66,21 +66,10 @@ def finetune(
         ResourceError: the cluster cannot hold the workers, or the disk is full.
     """
     what, parents = identity(config, task, base, data)
-    settings = what["train"]
     key = store.key(STAGE, what, parents)
 
     def build(draft: Draft) -> None:
-        job = TrainJob(
-            model_uri=base.uri,
-            labels=labels(data),
-            task=task.spec(),
-            train_files=split_files(data, "train", execute),
-            validation_files=split_files(data, "validation", execute),
-            train_rows=sum(class_counts(data, "train")),
-            class_counts=class_counts(data, "train"),
-            config=TrainConfig.parse(settings),
-            work_uri=store.work_uri(STAGE, key),
-        )
+        job = job_of(config, task, base, data, store.work_uri(STAGE, key), execute)
         best, history = train(job) if train else fit(job, config.workers, report, wait_for_nodes_s)
         # Kept out of the files: a run that was killed and resumed has the same content, hence the same digest.
         draft.summary["seconds"] = [epoch.pop("seconds") for epoch in history]
@@ -94,6 +83,23 @@ def finetune(
         return store.make(STAGE, what, parents, build)
     except Exception as error:
         raise write_error(error) from None
+
+
+def job_of(
+    config: FinetuneConfig, task: Task, base: Artifact, data: Artifact, work_uri: str, execute: Execute | None = None
+) -> TrainJob:
+    """The training of a full model, with its checkpoints in `work_uri`."""
+    return TrainJob(
+        model_uri=base.uri,
+        labels=labels(data),
+        task=task.spec(),
+        train_files=split_files(data, "train", execute),
+        validation_files=split_files(data, "validation", execute),
+        train_rows=sum(class_counts(data, "train")),
+        class_counts=class_counts(data, "train"),
+        config=TrainConfig.parse(config.model_dump(exclude={"workers", "compare_scratch"})),
+        work_uri=work_uri,
+    )
 
 
 def identity(

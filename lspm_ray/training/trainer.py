@@ -213,6 +213,12 @@ def scale(
 
 def fit_here(job: TrainJob, threads: int, report: Report, on_epoch: OnEpoch | None = None) -> Trained:
     """Train in this process, on one device: for a job that runs inside a Ray task. Resumes like `fit`."""
+    train_here(job, threads, report, on_epoch)
+    return result(job)
+
+
+def train_here(job: TrainJob, threads: int, report: Report, on_epoch: OnEpoch | None = None) -> list[dict[str, float]]:
+    """`fit_here` without its result: the metrics of each epoch."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -226,8 +232,7 @@ def fit_here(job: TrainJob, threads: int, report: Report, on_epoch: OnEpoch | No
         gather=lambda array: array,
         report=_Narrator(job, report, on_epoch),
     )
-    _train_and_keep(job, worker, threads)
-    return result(job)
+    return _train_and_keep(job, worker, threads)
 
 
 def result(job: TrainJob) -> Trained:
@@ -338,12 +343,12 @@ def _tables(stream: Any) -> Iterator[pa.Table]:
         yield table.combine_chunks()
 
 
-def _train_and_keep(job: TrainJob, worker: Worker, threads: int) -> None:
+def _train_and_keep(job: TrainJob, worker: Worker, threads: int) -> list[dict[str, float]]:
     import torch
 
     if worker.device.type == "cpu":
         torch.set_num_threads(threads)
-    train(job, worker)
+    return train(job, worker)
 
 
 def _all_gather(array: NDArray[Any]) -> NDArray[Any]:

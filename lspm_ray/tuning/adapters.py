@@ -32,7 +32,7 @@ class Listener(_Transient, Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A process begins with the trial."""
-        self.phase.started(trial.config["number"])
+        self.phase.started(trial.config["number"], trial.config["params"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """The trial has reported."""

@@ -15,8 +15,9 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from lspm_ray.errors import TrainingError
@@ -29,8 +30,9 @@ from lspm_ray.tuning.searcher import Searcher, propose
 from lspm_ray.tuning.space import Params, Space
 from lspm_ray.tuning.view import left, picture
 
-OnEpoch = Callable[[int, Mapping[str, float]], None]
-"""Takes the number of an epoch and its metrics; may not return: then the trial is not worth going on with."""
+OnEpoch = Callable[[int, Mapping[str, float], Path | None], None]
+"""Takes the number of an epoch, its metrics, and perhaps a directory that another trial can go on from. It may not
+return: then the trial is not worth going on with."""
 
 _VIEW_EVERY_S = 2.0
 _FORGET_AFTER_S = 5.0
@@ -55,13 +57,14 @@ class Outcome:
 class Problem(Protocol):
     """What is tuned. Sent to the processes of the trials."""
 
-    def run(self, trial: Trial, on_epoch: OnEpoch, beat: Callable[[], None]) -> Outcome:
+    def run(self, trial: Trial, on_epoch: OnEpoch, beat: Callable[[], None], given: Path | None) -> Outcome:
         """Run a trial, or go on with it where it was.
 
         Args:
             trial: which one.
             on_epoch: to be told of every epoch but the last.
             beat: to be called whenever there is progress.
+            given: go on from what another trial has offered there.
         """
 
     def forget(self, trial: Trial) -> None:
@@ -156,7 +159,8 @@ class Sweeper:
         over = [trial for trial in self.search_trials if trial.over]
         waiting = [trial for trial in self.search_trials if not trial.over]
         if len(over) < self.limit:
-            _Phase(self, waiting, following, scheduler.build(self.metric, mode, over), self._exhausted).run()
+            made = scheduler.build(self.metric, mode, over, space)
+            _Phase(self, waiting, following, made, self._exhausted, paused=scheduler.population).run()
         spent = self._exhausted() or "the budget"
         for trial in self.search_trials:
             if not trial.over:  # written down as running: with a larger budget it goes on
@@ -232,6 +236,7 @@ class _Phase:
         following: makes another one; None when there is none.
         scheduler: Ray Tune's.
         exhausted: which part of the budget is used up.
+        paused: trials take turns, so that all of them are under way at the same time.
     """
 
     def __init__(
@@ -241,7 +246,10 @@ class _Phase:
         following: Callable[[], Trial | None],
         scheduler: Any,
         exhausted: Callable[[], str],
+        *,
+        paused: bool = False,
     ) -> None:
+        self.paused = paused
         self.sweeper, self.waiting, self.following = sweeper, list(waiting), following
         self.scheduler, self.exhausted = scheduler, exhausted
         self._forget: list[tuple[float, Trial]] = []
@@ -263,7 +271,7 @@ class _Phase:
                 search_alg=Suggest(self),
                 scheduler=self.scheduler,
                 num_samples=-1,
-                max_concurrent_trials=reserve.concurrent,
+                max_concurrent_trials=None if self.paused else reserve.concurrent,
                 reuse_actors=not reserve.fresh,
                 trial_name_creator=lambda trial: f"trial-{trial.config['number']:05d}",
                 trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:05d}",
@@ -294,24 +302,25 @@ class _Phase:
             self.sweeper.keep(trial)
         return trial.model_dump(mode="json", include={"number", "params", "seed", "finalist", "history"})
 
-    def started(self, number: int) -> None:
+    def started(self, number: int, params: Params) -> None:
+        """Write down that a process has begun with the trial, with these settings."""
         trial = self.sweeper.trials[number]
-        if not trial.history:
-            self.sweeper.keep(trial.model_copy(update={"began": self.sweeper.seconds}))
+        began = trial.began if trial.history else self.sweeper.seconds
+        self.sweeper.keep(trial.model_copy(update={"began": began, "params": dict(params)}))
 
     def told(self, number: int, result: Mapping[str, Any]) -> None:
         """Write down what a trial has reported."""
         trial, now = self.sweeper.trials[number], self.sweeper.seconds
-        known = len(trial.history)
-        history = [Epoch(epoch=int(n), metrics=m, seconds=now) for n, m in result["history"].items()]
+        known = {epoch.epoch: epoch for epoch in trial.history}
+        for text, metrics in result["history"].items():
+            epoch = Epoch(epoch=int(text), metrics=metrics, seconds=now)
+            if epoch.epoch not in known or known[epoch.epoch].metrics != metrics:
+                known[epoch.epoch] = epoch
+        update: dict[str, Any] = {"history": [known[epoch] for epoch in sorted(known)]}
         if "values" in result:
-            update = {"status": "done", "values": result["values"], "ended": now}
-            trial = trial.model_copy(update=update | {"history": trial.history + history[known:]})
-        elif len(history) > known:
-            trial = trial.model_copy(update={"history": trial.history + history[known:]})
-        else:
-            return
-        self.sweeper.keep(trial)
+            update |= {"status": "done", "values": result["values"], "ended": now}
+        if update["history"] != trial.history or "values" in result:
+            self.sweeper.keep(trial.model_copy(update=update))
 
     def ended(self, number: int, error: str = "") -> None:
         """Write down how a trial ended, unless it has said so itself."""
@@ -368,21 +377,22 @@ def _trainable(problem: Problem, metric: str, hang_s: float) -> Callable[[dict[s
         trial = Trial.parse(config)
         history = {epoch.epoch: epoch.metrics for epoch in trial.history}
 
-        def tell(**more: Any) -> None:
+        def tell(offer: Path | None = None, **more: Any) -> None:
             number, metrics = max(history.items())
             result = {EPOCH: number, metric: metrics[metric], "history": {str(n): m for n, m in history.items()}}
-            tune.report(result | more)
+            tune.report(result | more, checkpoint=None if offer is None else tune.Checkpoint.from_directory(offer))
 
-        def on_epoch(number: int, metrics: Mapping[str, float]) -> None:
+        def on_epoch(number: int, metrics: Mapping[str, float], offer: Path | None) -> None:
             heart.beat()
             _check_finite(metrics, f"after epoch {number}")
             history[number] = dict(metrics)
-            tell()
+            tell(offer)
 
-        with _Heart(hang_s) as heart:
-            for epoch in trial.history:  # a scheduler that is new to it must hear of them
-                tune.report({EPOCH: epoch.epoch, metric: epoch.metrics[metric], "history": {}})
-            outcome = problem.run(trial, on_epoch, heart.beat)
+        with _Heart(hang_s) as heart, _given() as given:
+            if given is None:
+                for epoch in trial.history:  # a scheduler that is new to it must hear of them
+                    tune.report({EPOCH: epoch.epoch, metric: epoch.metrics[metric], "history": {}})
+            outcome = problem.run(trial, on_epoch, heart.beat, given)
             history |= outcome.history
             _check_finite(outcome.values, "at the end")
             for number, metrics in history.items():
@@ -390,6 +400,19 @@ def _trainable(problem: Problem, metric: str, hang_s: float) -> Callable[[dict[s
         tell(values=outcome.values)
 
     return run
+
+
+@contextlib.contextmanager
+def _given() -> Iterator[Path | None]:
+    """What another trial, or this one before a pause, has offered to go on from."""
+    from ray import tune
+
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as directory:
+        yield Path(directory)
 
 
 class _Heart:

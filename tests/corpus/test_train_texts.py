@@ -68,7 +68,7 @@ def test_rows_beyond_the_limit_are_left_out(tmp_path: Path, make_corpus: Make, s
 
 @pytest.mark.parametrize("named", [("test",), ("test", "calibration"), SPLITS], ids=len)
 def test_rows_of_named_splits_are_left_out(tmp_path: Path, make_corpus: Make, named: tuple[str, ...]) -> None:
-    """Whatever the file says of a text elsewhere: text 3 is without a split, and in the test split."""
+    """Also of texts that stand elsewhere without a split, as text 0 does."""
     splits = itertools.cycle([None, "train", *named])
     mixed = [row | {"split": next(splits)} for row in rows(400)]
     twice = [{"text": text_of(n), "label": 0, "split": "test"} for n in (0, 7)]

@@ -56,6 +56,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, toy_config: Path) -> Path:
             "validate_every_steps": 20,
             "precision": "fp32",
         },
+        "finetune": labelled["finetune"] | {"frozen_layers": 1},
         "compress": {"variants": {"int8": {"recipe": ["quantize_int8"]}}},
     }
     file = root / "raw.yaml"
@@ -86,12 +87,20 @@ def test_raw_text_becomes_a_served_plan(finished: Path) -> None:
     assert summary["perplexity"] < summary["unigram_perplexity"]
     gain = made["gain"].read_json("gain.json")
     assert 0.3 < gain["pretrained"]["accuracy"]["value"] <= 1
+    tuned = [a.manifest.config["train"] for a in store.artifacts() if a.manifest.stage == "finetune"]
+    assert sorted(settings["frozen_layers"] for settings in tuned) == [0, 1], "the twin is trained whole"
     report = made["report"].read_bytes("report.html").decode()
     assert "What pretraining gave" in report
     out = (finished.parent / "out.txt").read_text()
     assert "documents: 6,000 read" in out
     assert "held-out perplexity" in out
     assert list((output_of(finished) / "tensorboard").glob("pretrain-*/events*"))
+
+
+def test_more_frozen_layers_than_were_pretrained_are_refused(finished: Path, lspm: Lspm) -> None:
+    result = lspm("finetune", finished, "finetune.frozen_layers=3")
+    assert result.returncode == 2
+    assert "finetune.frozen_layers: the model has 2 layers (got 3); valid: 0 to 2" in " ".join(result.stderr.split())
 
 
 def test_plain_transformers_loads_the_pretrained_model(finished: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import Field
 
 from lspm_ray.errors import ConfigError
+from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Trial
 from lspm_ray.tuning.scheduler import EPOCH, Scheduler, results
+from lspm_ray.tuning.space import Space
 
 _NEVER = 10**9
 
@@ -25,7 +27,7 @@ class Asha(Scheduler):
     grace_epochs: int = Field(1, ge=1)
     reduction: float = Field(3.0, gt=1)
 
-    def check(self, epochs: int) -> None:
+    def check(self, epochs: int, space: Space, goals: Goals) -> None:
         """The first cut must come before the end."""
         if self.grace_epochs >= epochs:
             raise ConfigError(
@@ -35,7 +37,7 @@ class Asha(Scheduler):
                 hint="Raise finetune.epochs, or set tune.scheduler to none",
             )
 
-    def build(self, metric: str, mode: str, trials: Sequence[Trial]) -> Any:
+    def build(self, metric: str, mode: str, trials: Sequence[Trial], space: Space) -> Any:
         """Ray Tune's ASHA in one bracket."""
         from ray.tune.schedulers import AsyncHyperBandScheduler
 
