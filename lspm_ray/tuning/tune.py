@@ -289,6 +289,7 @@ class _Phase:
         with contextlib.redirect_stdout(io.StringIO()):  # even the least verbosity prints a table of all settings
             tuner.fit()
         self._clean(math.inf)
+        self._show()
 
     def suggest(self) -> dict[str, Any] | None:
         """The config of the next trial; None at the end."""
@@ -346,11 +347,13 @@ class _Phase:
 
     def tick(self) -> None:
         """What is to be done now and then."""
+        self._clean(self.sweeper.seconds - _FORGET_AFTER_S)
+        if time.monotonic() - self._viewed >= _VIEW_EVERY_S:
+            self._viewed = time.monotonic()
+            self._show()
+
+    def _show(self) -> None:
         sweeper = self.sweeper
-        self._clean(sweeper.seconds - _FORGET_AFTER_S)
-        if time.monotonic() - self._viewed < _VIEW_EVERY_S:
-            return
-        self._viewed = time.monotonic()
         trials = list(sweeper.trials.values())
         budget = max(len(trials), sweeper.limit)
         sweeper.report(
