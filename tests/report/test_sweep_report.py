@@ -372,6 +372,7 @@ def test_a_trial_that_is_cut_off_is_counted_as_not_finished() -> None:
     cut = Trial(number=99, params={}, seed=0)
     text = words.tuned(sweep.model_copy(update={"trials": [*sweep.trials, cut]}))
     assert "1 not finished" in text
+    check_page(parse(render(sample_sweep(0, 3, ONE).model_copy(update={"trials": [cut]}), [], "")))
 
 
 def test_the_space_and_the_settings_are_listed(sweep: Sweep, shown: Node) -> None:

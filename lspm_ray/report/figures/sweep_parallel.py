@@ -65,10 +65,16 @@ def _paint(figure: Figure, sweep: Sweep, measure: Measure) -> None:
     )
     across = [places(row, [trial.params for trial in trials]) for row in rows]
     _frame(axes, rows, measure)
+    limits = _limits(sweep, measure)
     _result_axis(axes, sweep, measure, len(rows))
+    # Many lines without a result must not hide those that have one.
+    faint = min(_FAINTEST, max(0.1, 20 / max(1, len(trials))))
     for index, trial in enumerate(trials):
         xs = [_ABSENT if column[index] is None else float(column[index] or 0.0) for column in across]
-        _line(axes, sweep, measure, trial, xs, done=trial.number in finished)
+        if trial.number in finished:
+            _line(axes, sweep, measure, trial, xs, limits)
+        else:
+            axes.plot(xs, range(len(xs)), color=LIGHT["muted"], linewidth=0.6, alpha=faint, zorder=1.5)
     _winner(axes, sweep, measure, rows, trials, across)
     axes.set_xlim(_ABSENT - 0.04, 1.02)
     axes.set_ylim(len(rows) + 0.55, -0.75)
@@ -136,22 +142,15 @@ def _result_axis(axes: Axes, sweep: Sweep, measure: Measure, y: int) -> None:
         _tick(axes, place, y, measure.number(limits[0] + place * (limits[1] - limits[0])))
 
 
-def _line(axes: Axes, sweep: Sweep, measure: Measure, trial: Trial, xs: Sequence[float], *, done: bool) -> None:
-    if not done:
-        axes.plot(xs, range(len(xs)), color=LIGHT["muted"], linewidth=0.6, alpha=_faint(len(sweep.trials)), zorder=1.5)
-        return
-    limits = _limits(sweep, measure)
+def _line(
+    axes: Axes, sweep: Sweep, measure: Measure, trial: Trial, xs: Sequence[float], limits: tuple[float, float]
+) -> None:
     good = _goodness(trial.values[measure.name], limits, measure)
     axes.plot(
         [*xs, _at(trial.values[measure.name], limits)], range(len(xs) + 1), color=shade(good),
         linewidth=0.9 + 0.5 * good, alpha=_FAINTEST + 0.6 * good, zorder=2,
         linestyle="-" if view.kept(sweep, trial) else "--",
     )  # fmt: skip
-
-
-def _faint(trials: int) -> float:
-    """Opacity of lines without a result: many together must not hide those that have one."""
-    return min(_FAINTEST, max(0.1, 20 / trials))
 
 
 def _winner(

@@ -25,9 +25,9 @@ _FEWEST_POINTS = 20
 _AXIS_CHARACTERS = 44
 _MOST_NAMED = 4
 """Finalists in the legend of the learning curves."""
-_LEGEND: dict[str, Any] = {
-    "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 7, "columnspacing": 1.0, "handlelength": 1.4,
-}  # fmt: skip
+
+Lines = Sequence[tuple[Trial, Sequence[tuple[int, float]]]]
+"""Trials with the value that they reached after each epoch."""
 
 
 def best_so_far(sweep: Sweep, measure: Measure, *, anchor: str) -> Html:
@@ -66,42 +66,56 @@ def curves(sweep: Sweep, measure: Measure, *, anchor: str) -> Html:
 
 def _paint_best(figure: Figure, sweep: Sweep, measure: Measure) -> None:
     axes = figure.add_subplot()
-    ends = [view.end(trial) for trial in sweep.trials]
-    last = max([*ends, sweep.seconds, 1.0])
+    last = max([*map(view.end, sweep.trials), sweep.seconds, 1.0])
     size, unit = unit_of(last, TIMES, "seconds")
     finished = view.done(sweep)
     low, high = focus([trial.values[measure.name] for trial in finished], measure.higher)
-    limits = padded(low * measure.scale, high * measure.scale, 0.1)
-
-    def draw_dots(trials: Sequence[Trial], label: str, **style: Any) -> None:
-        if trials:
-            y = [min(max(t.values[measure.name], low), high) * measure.scale for t in trials]
-            x = [view.end(t) / size for t in trials]
-            axes.plot(x, y, linestyle="", label=f"{label} ({len(trials)})", zorder=3, **style)
-
-    colour, hollow = LIGHT["series-1"], {"markerfacecolor": LIGHT["paper"], "markersize": 5}
-    inside = [t for t in finished if low <= t.values[measure.name] <= high]
-    search = view.searched(inside)
-    draw_dots([t for t in search if view.kept(sweep, t)], "done", marker="o", color=colour, markersize=5, alpha=0.75)
-    draw_dots([t for t in search if not view.kept(sweep, t)], "breaks a constraint", marker="o", color=colour, **hollow)
-    draw_dots([t for t in inside if t.finalist], "finalist again", marker="D", color=LIGHT["muted"], **hollow)
-    far = [t for t in finished if t not in inside]
-    draw_dots(far, "off the scale", marker="v" if measure.higher else "^", color=LIGHT["series-7"], markersize=6)
+    for label, trials, style in _groups(sweep, measure, low, high):
+        x = [view.end(trial) / size for trial in trials]
+        y = [measure.scale * min(max(trial.values[measure.name], low), high) for trial in trials]
+        axes.plot(x, y, linestyle="", label=f"{label} ({len(trials)})", zorder=3, **style)
     _step(axes, sweep, measure, size)
+    _without_result(axes, sweep, size)
+    axes.set_xlim(0, 1.03 * last / size)
+    axes.set_ylim(*padded(low * measure.scale, high * measure.scale, 0.1))
+    axes.set_xlabel(f"{unit} since the sweep began, pauses not counted")
+    axes.set_ylabel(fitted(measure.title, _AXIS_CHARACTERS))
+    if not finished:
+        axes.set_yticks([])
+    _legend(axes)
+
+
+def _groups(sweep: Sweep, measure: Measure, low: float, high: float) -> list[tuple[str, list[Trial], dict[str, Any]]]:
+    """The trials that are done as they are drawn: name, trials, style."""
+    inside: list[Trial] = []
+    far: list[Trial] = []
+    for trial in view.done(sweep):
+        (inside if low <= trial.values[measure.name] <= high else far).append(trial)
+    search = view.searched(inside)
+    full = {"color": LIGHT["series-1"], "marker": "o", "markersize": 5}
+    hollow = {"markerfacecolor": LIGHT["paper"]}
+    groups = [
+        ("done", [t for t in search if view.kept(sweep, t)], full | {"alpha": 0.75}),
+        ("breaks a constraint", [t for t in search if not view.kept(sweep, t)], full | hollow),
+        ("finalist again", [t for t in inside if t.finalist], full | hollow | {"color": LIGHT["muted"], "marker": "D"}),
+        ("off the scale", far, full | {"color": LIGHT["series-7"], "marker": "v" if measure.higher else "^"}),
+    ]
+    return [group for group in groups if group[1]]
+
+
+def _without_result(axes: Axes, sweep: Sweep, size: float) -> None:
     for status, marker, tone in (("stopped", "|", LIGHT["muted"]), ("failed", "x", LIGHT["alert"])):
-        x = [view.end(t) / size for t in sweep.trials if t.status == status]
+        x = [view.end(trial) / size for trial in sweep.trials if trial.status == status]
         if x:
             axes.plot(
                 x, [0.025] * len(x), linestyle="", marker=marker, color=tone, markersize=6, zorder=4,
                 transform=axes.get_xaxis_transform(), label=f"{status} ({len(x)})", clip_on=False,
             )  # fmt: skip
-    axes.set_xlim(0, 1.03 * last / size)
-    axes.set_ylim(*limits)
-    axes.set_xlabel(f"{unit} since the sweep began, pauses not counted")
-    axes.set_ylabel(fitted(measure.title, _AXIS_CHARACTERS))
-    if not finished:
-        axes.set_yticks([])
-    axes.legend(**_LEGEND)
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=7, columnspacing=1.0, handlelength=1.4)
 
 
 def _step(axes: Axes, sweep: Sweep, measure: Measure, size: float) -> None:
@@ -122,19 +136,25 @@ def _points(trial: Trial, metric: str, most: int) -> list[tuple[int, float]]:
 
 
 def _paint_curves(figure: Figure, sweep: Sweep, measure: Measure) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes = figure.add_subplot()
     most = max(_FEWEST_POINTS, _MOST_POINTS // max(1, len(sweep.trials)))
-    lines = [(trial, _points(trial, measure.name, most)) for trial in sweep.trials]
-    lines = [(trial, points) for trial, points in lines if points]
-    colours = view.colours(sweep)
+    lines = [(trial, points) for trial in sweep.trials if (points := _points(trial, measure.name, most))]
     faint = max(0.2, min(0.7, 25 / max(1, len(lines))))
+    finalists = {finalist.number for finalist in sweep.finalists}
     for trial, points in lines:
-        if trial.number not in colours:
+        if trial.number not in finalists:
             _curve(axes, points, measure, color=LIGHT["muted"], linewidth=0.8, alpha=faint, zorder=2)
     _ends(axes, lines, measure, "stopped", ".", LIGHT["series-2"])
     _ends(axes, lines, measure, "failed", "x", LIGHT["alert"])
+    _finalists(axes, sweep, measure, lines)
+    _limits(axes, sweep, measure, lines)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(fitted(f"{measure.label} on validation", _AXIS_CHARACTERS) + (", %" if measure.share else ""))
+    _legend(axes)
+
+
+def _finalists(axes: Axes, sweep: Sweep, measure: Measure, lines: Lines) -> None:
+    colours = view.colours(sweep)
     known = {trial.number: points for trial, points in lines}
     for place, finalist in enumerate(sweep.finalists):
         style = {"color": colours[finalist.number], "zorder": 4.9 - 0.1 * min(place, 8)}
@@ -142,18 +162,19 @@ def _paint_curves(figure: Figure, sweep: Sweep, measure: Measure) -> None:
             if trial.finalist and trial.params == finalist.params and trial.number != finalist.number:
                 _curve(axes, points, measure, linewidth=0.8, alpha=0.6, **style)
         label = f"trial {finalist.number}" + (" (winner)" if place == 0 else "")
+        # A leading underscore keeps a name out of the legend.
         label = label if place < _MOST_NAMED else f"_{label}"
         _curve(axes, known.get(finalist.number, []), measure, linewidth=2.2, label=label, **style)
-    values = [value for _, points in lines for _, value in points]
-    low, high = focus(values, measure.higher)
+
+
+def _limits(axes: Axes, sweep: Sweep, measure: Measure, lines: Lines) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = focus([value for _, points in lines for _, value in points], measure.higher)
     axes.set_ylim(*padded(low * measure.scale, high * measure.scale))
     epochs = [epoch for _, points in lines for epoch, _ in points]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(min(epochs, default=1) - 0.4, max(epochs, default=sweep.epochs) + 0.4)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(fitted(f"{measure.label} on validation", _AXIS_CHARACTERS) + (", %" if measure.share else ""))
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(**_LEGEND)
 
 
 def _curve(axes: Axes, points: Sequence[tuple[int, float]], measure: Measure, **style: Any) -> None:
@@ -165,7 +186,7 @@ def _curve(axes: Axes, points: Sequence[tuple[int, float]], measure: Measure, **
 
 def _ends(
     axes: Axes,
-    lines: Sequence[tuple[Trial, Sequence[tuple[int, float]]]],
+    lines: Lines,
     measure: Measure,
     status: str,
     marker: str,

@@ -165,7 +165,7 @@ def _trial(trial: Trial, sweep: Sweep) -> Child:
         badge = _badge("finalist", on=True)
     elif trial.finalist:
         badge = _badge("repeats a finalist" if again is None else f"repeats {again.number}")
-    elif trial in view.done(sweep) and not view.kept(sweep, trial):
+    elif view.complete(sweep, trial) and not view.kept(sweep, trial):
         badge = _badge("breaks a constraint")
     else:
         badge = None

@@ -43,7 +43,12 @@ def higher(sweep: Sweep, metric: str) -> bool | None:
 
 def done(sweep: Sweep) -> list[Trial]:
     """The trials that ended with all their metrics."""
-    return [t for t in sweep.trials if t.status == "done" and all(name in t.values for name in sweep.goals.names)]
+    return [trial for trial in sweep.trials if complete(sweep, trial)]
+
+
+def complete(sweep: Sweep, trial: Trial) -> bool:
+    """Whether a trial ended with all its metrics."""
+    return trial.status == "done" and all(name in trial.values for name in sweep.goals.names)
 
 
 def searched(trials: Iterable[Trial]) -> list[Trial]:
