@@ -153,7 +153,7 @@ def _importance(sweep: Sweep) -> Child:
     if not sweep.importance:
         return element("p", "Not known: too few trials are done to tell which fields matter.")
     note = (
-        "Share of the variance of the first objective that goes with each field, as trees fitted to the trials see it. "
+        "Share of the variance of the first objective that goes with each field, estimated from the trials. "
         "It speaks of the trials of this sweep and of the ranges they were drawn from."
     )
     return figure(importance(sweep.importance, anchor="shares"), note)
