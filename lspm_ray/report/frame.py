@@ -27,8 +27,18 @@ class Section:
     content: Child
 
 
-def page(title: str, header: Child, sections: Sequence[Section], code_version: str) -> str:
-    """The whole document, in one file that needs nothing else; `header` comes between title and navigation."""
+def page(
+    title: str, header: Child, sections: Sequence[Section], code_version: str, data_file: str = "report.json"
+) -> str:
+    """The whole document, in one file that needs nothing else.
+
+    Args:
+        title: of the document.
+        header: comes between title and navigation.
+        sections: of the page, in order.
+        code_version: that made it.
+        data_file: the file beside it that has its numbers.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -49,7 +59,7 @@ def page(title: str, header: Child, sections: Sequence[Section], code_version: s
             element("nav", element("ul", links), aria_label="Sections"),
         ),
         element("main", (element("section", element("h2", s.title), s.content, id=s.anchor) for s in sections)),
-        element("footer", f"lspm_ray {code_version}. Every number of this page is in report.json beside it."),
+        element("footer", f"lspm_ray {code_version}. Every number of this page is in {data_file} beside it."),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 

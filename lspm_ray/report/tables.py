@@ -227,8 +227,8 @@ def gain(found: Gain) -> Html:
     return table("gain", caption, heads, [element("tbody", rows)])
 
 
-def lineage(sources: Sequence[Source]) -> Html:
-    """The artifacts the report rests on."""
+def lineage(sources: Sequence[Source], data_file: str = "report.json") -> Html:
+    """The artifacts the report rests on; `data_file` has their whole digests."""
     heads = [head("role"), head("artifact", text=True), head("sha256", text=True), head("made (UTC)", text=True)]
     rows = [
         row(
@@ -243,7 +243,7 @@ def lineage(sources: Sequence[Source]) -> Html:
         )
         for source in sources
     ]
-    caption = "Artifacts under this report, by content. report.json has the whole digests."
+    caption = f"Artifacts under this report, by content. {data_file} has the whole digests."
     return table("lineage", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 

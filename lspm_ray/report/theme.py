@@ -19,6 +19,14 @@ LIGHT = {
     "series-6": "#0e7c86",
     "series-7": "#7d4e00",
     "series-8": "#a40e26",
+    "scale-1": "#6ece58",
+    "scale-2": "#37b878",
+    "scale-3": "#1f9e89",
+    "scale-4": "#25838e",
+    "scale-5": "#31688e",
+    "scale-6": "#3e4a89",
+    "scale-7": "#482878",
+    "scale-8": "#440154",
 }
 """Token -> colour. Figures are drawn in these; no two may be equal."""
 
@@ -39,9 +47,19 @@ DARK = {
     "series-6": "#39c5cf",
     "series-7": "#e3b341",
     "series-8": "#ff7b72",
+    "scale-1": "#3b528b",
+    "scale-2": "#2e6e8e",
+    "scale-3": "#24878e",
+    "scale-4": "#1fa187",
+    "scale-5": "#3aba76",
+    "scale-6": "#73d056",
+    "scale-7": "#b8de29",
+    "scale-8": "#fde725",
 }
 
 SERIES = [name for name in LIGHT if name.startswith("series-")]
+SCALE = [name for name in LIGHT if name.startswith("scale-")]
+"""Viridis in steps that look equally large: the further along, the more a colour stands out from the page."""
 
 
 def variables(colours: dict[str, str]) -> str:
@@ -67,10 +85,13 @@ main,header,footer{max-width:76rem;margin:0 auto;padding:0 1.25rem}
 header{padding-top:2rem}
 h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem}
 h2{font-size:1.3rem;line-height:1.25;margin:3rem 0 .75rem;padding-top:.75rem;border-top:1px solid var(--faint)}
+h1,h2,.tile dt{overflow-wrap:anywhere}
 h3{font-size:1.05rem;margin:1.75rem 0 .5rem}
 p{margin:.5rem 0 .75rem;max-width:48rem}
 a{color:var(--accent)}
 code{font:.86em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
+pre{background:var(--wash);border:1px solid var(--faint);border-radius:.5rem;padding:.7rem .9rem;margin:.75rem 0;
+ max-width:60rem;white-space:pre-wrap;overflow-wrap:anywhere}
 .note,figcaption,caption,.sub{color:var(--muted);font-size:.86rem}
 .lead{font-size:1.15rem;line-height:1.45;max-width:54rem;margin:1rem 0 .5rem}
 nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1.1rem;list-style:none;margin:1rem 0 0;padding:.6rem 0;font-size:.92rem}
@@ -100,6 +121,7 @@ tbody th{text-align:left;font-weight:600;position:sticky;left:0;background:var(-
 bdi[title]{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden}
 thead th:first-child{text-align:left;position:sticky;left:0;z-index:3}
 td.text,th.text{text-align:left;white-space:normal;min-width:9rem;max-width:34rem;overflow-wrap:anywhere}
+td.narrow{max-width:26rem}
 tbody.baselines th,tbody.baselines td{color:var(--muted);font-weight:400}
 tbody tr.group th{position:static;max-width:none;font-size:.8rem;font-weight:400;color:var(--muted);padding-top:.9rem}
 tr.served th{box-shadow:inset 3px 0 var(--accent)}

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Bin
+from lspm_ray.report.canvas import Caption, draw
 from lspm_ray.report.figures.confusion import MOST_CLASSES, confusion, joined_classes
+from lspm_ray.report.figures.labels import Dot, label_dots
 from lspm_ray.report.figures.latency import latency
 from lspm_ray.report.figures.learning import learning_curves
 from lspm_ray.report.figures.lengths import token_lengths, total_lengths
@@ -17,6 +20,7 @@ from lspm_ray.report.figures.reliability import calibration_error, reliability
 from lspm_ray.report.figures.risk import risk_curve
 from lspm_ray.report.figures.series import colours, markers
 from lspm_ray.report.findings import Findings
+from lspm_ray.report.theme import LIGHT
 from lspm_ray.selection.risk import ACCEPT_ALL, fixed_sequence, threshold_grid
 from tests.report.pages import parse
 from tests.report.samples import Run
@@ -47,6 +51,23 @@ def test_pareto_says_in_words_what_has_no_cost(found: Findings) -> None:
 
 def test_pareto_of_one_variant(found: Findings) -> None:
     assert FULL in texts(pareto([found.variant(FULL)], None, FULL, "balanced_accuracy", anchor="p"))
+
+
+def test_names_of_dots_cover_no_other_dot() -> None:
+    crowd = [(x / 10, y / 10) for x in range(4, 9) for y in range(4, 7) if (x, y) != (5, 5)]
+    found = []
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        label_dots(figure, axes, [Dot("a long name", 0.5, 0.5, LIGHT["ink"])], others=crowd)
+        (text,) = axes.texts
+        box = text.get_window_extent()
+        found.extend(point for point in axes.transData.transform(crowd) if box.contains(*point))
+
+    assert "a long name" in texts(draw(paint, 4, 4, Caption("d", "t", "d")))
+    assert not found
 
 
 def test_the_risk_curve_marks_the_certified_point(found: Findings) -> None:

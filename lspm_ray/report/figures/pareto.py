@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.report import words
-from lspm_ray.report.canvas import Caption, draw, fitted, log_axis
+from lspm_ray.report.canvas import Caption, draw, log_axis
+from lspm_ray.report.figures.labels import Dot, label_dots
 from lspm_ray.report.figures.series import colours, error_bar
 from lspm_ray.report.findings import Alternative
 from lspm_ray.report.markup import Html
-from lspm_ray.report.placement import Box, place
 from lspm_ray.report.theme import LIGHT
 
 if TYPE_CHECKING:
@@ -69,7 +68,8 @@ def _paint_pareto(
     axes.set_xlabel("cost per request, relative to the full model (log scale)")
     axes.set_ylabel(f"{quality.replace('_', ' ')} on test, %")
     axes.margins(y=0.08)
-    _label_dots(figure, axes, dots)
+    bars = [((cost, 100 * e.low), (cost, 100 * e.high)) for _, cost, e, _ in dots]
+    label_dots(figure, axes, [Dot(name, cost, 100 * e.value, c) for name, cost, e, c in dots], bars)
 
 
 def _dot(axes: Axes, variant: VariantProfile, estimate: Estimate, colour: str) -> None:
@@ -84,50 +84,3 @@ def _dot(axes: Axes, variant: VariantProfile, estimate: Estimate, colour: str) -
         markersize=7,
         zorder=3,
     )
-
-
-def _label_dots(figure: Figure, axes: Axes, dots: Sequence[tuple[str, float, Estimate, str]]) -> None:
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    points = [_in_points(axes, cost, e.value) for _, cost, e, _ in dots]
-    texts = [fitted(name, 28) for name, *_ in dots]
-    sizes = [_size(figure, text) for text in texts]
-    bars = [(_in_points(axes, cost, e.low), _in_points(axes, cost, e.high)) for _, cost, e, _ in dots]
-    obstacles = [(low[0] - 1, low[1], high[0] + 1, high[1]) for low, high in bars]
-    inside = axes.get_window_extent()
-    bounds = (inside.x0 + 2, inside.y0 + 2, inside.x1 - 2, inside.y1 - 2)
-    boxes = place(points, sizes, obstacles, bounds)
-    for box, text, point, (*_, colour) in zip(boxes, texts, points, dots, strict=True):
-        _name_dot(axes, box, text, point, colour)
-
-
-def _in_points(axes: Axes, cost: float, share: float) -> tuple[float, float]:
-    x, y = axes.transData.transform((cost, 100 * share))
-    return float(x), float(y)
-
-
-def _name_dot(axes: Axes, box: Box, text: str, point: tuple[float, float], colour: str) -> None:
-    def at(x: float, y: float) -> tuple[float, float]:
-        fraction = axes.transAxes.inverted().transform((x, y))
-        return float(fraction[0]), float(fraction[1])
-
-    end = (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
-    if math.dist(end, point) > 12:
-        axes.plot(
-            *zip(at(*point), at(*end), strict=True),
-            color=colour, linewidth=0.6, alpha=0.6, transform=axes.transAxes, zorder=1,
-        )  # fmt: skip
-    # Anchored on the side of its point: a browser's narrower font then leaves no gap.
-    left = (box[0] + box[2]) / 2 >= point[0] - 1
-    x, y = at(box[0] + 1 if left else box[2] - 1, (box[1] + box[3]) / 2)
-    axes.text(
-        x, y, text, transform=axes.transAxes,
-        ha="left" if left else "right", va="center", fontsize=8.5, color=colour,
-    )  # fmt: skip
-
-
-def _size(figure: Figure, text: str, fontsize: float = 8.5) -> tuple[float, float]:
-    probe = figure.text(0, 0, text, fontsize=fontsize)
-    extent = probe.get_window_extent()
-    probe.remove()
-    return extent.width + 2, extent.height + 1

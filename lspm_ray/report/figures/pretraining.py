@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lspm_ray.report.canvas import Caption, draw
+from lspm_ray.report.figures.series import TIMES, unit_of
 from lspm_ray.report.markup import Html
 from lspm_ray.report.text.findings import Pretraining
 from lspm_ray.report.theme import LIGHT
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _MOST_POINTS = 400
 _MOST_MARKERS = 60
 _TOKENS = ((1e12, "trillion tokens"), (1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"))
-_TIMES = ((3600.0, "hours"), (60.0, "minutes"))
 
 
 def loss_curves(run: Pretraining, *, anchor: str) -> Html:
@@ -58,7 +58,7 @@ def pace(run: Pretraining, *, anchor: str) -> Html:
 def _paint_loss(figure: Figure, run: Pretraining) -> None:
     axes = figure.add_subplot()
     points = run.thinned(_MOST_POINTS)
-    size, unit = _unit(run.last.tokens, _TOKENS, "tokens")
+    size, unit = unit_of(run.last.tokens, _TOKENS, "tokens")
     x = [point.tokens / size for point in points]
     _line(axes, x, [point.train_loss for point in points], LIGHT["muted"], "s", "training")
     _line(axes, x, [point.validation_loss for point in points], LIGHT["series-1"], "o", "validation")
@@ -75,7 +75,7 @@ def _paint_loss(figure: Figure, run: Pretraining) -> None:
 def _paint_rates(figure: Figure, run: Pretraining) -> None:
     left, right = figure.subplots(1, 2)
     points = run.thinned(_MOST_POINTS)
-    size, unit = _unit(run.last.tokens, _TOKENS, "tokens")
+    size, unit = unit_of(run.last.tokens, _TOKENS, "tokens")
     x = [point.tokens / size for point in points]
     norms = [math.nan if point.gradient_norm is None else point.gradient_norm for point in points]
     _line(left, x, [point.learning_rate for point in points], LIGHT["series-4"], "o")
@@ -90,9 +90,9 @@ def _paint_rates(figure: Figure, run: Pretraining) -> None:
 def _paint_pace(figure: Figure, run: Pretraining) -> None:
     left, right = figure.subplots(1, 2)
     points = run.thinned(_MOST_POINTS)
-    size, unit = _unit(run.last.seconds, _TIMES, "seconds")
+    size, unit = unit_of(run.last.seconds, TIMES, "seconds")
     x = [point.seconds / size for point in points]
-    scale, speed = _unit(max(point.tokens_per_s for point in points), _TOKENS, "tokens")
+    scale, speed = unit_of(max(point.tokens_per_s for point in points), _TOKENS, "tokens")
     _line(left, x, [point.tokens_per_s / scale for point in points], LIGHT["series-3"], "o")
     _line(right, x, [100 * point.mfu for point in points], LIGHT["series-6"], "o")
     left.set_ylabel(f"{speed} per second")
@@ -110,8 +110,3 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, marke
 def _from_zero(axes: Axes, x: Sequence[float], unit: str) -> None:
     axes.set_xlim(0, 1.03 * x[-1] if x[-1] > 0 else 1)
     axes.set_xlabel(unit)
-
-
-def _unit(most: float, units: Sequence[tuple[float, str]], smallest: str) -> tuple[float, str]:
-    """The largest unit in which `most` is 1 or more."""
-    return next(((size, name) for size, name in units if most >= size), (1.0, smallest))

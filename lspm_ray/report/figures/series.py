@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _LABEL_CHARACTERS = 22
 _MARKERS = "osD^vPXp"
+TIMES = ((3600.0, "hours"), (60.0, "minutes"))
+"""Units of time above the second, in seconds."""
 
 
 def colours(names: Sequence[str], full: str) -> dict[str, str]:
@@ -36,3 +38,8 @@ def short(label: str) -> str:
 def error_bar(axes: Axes, x: float, estimate: Estimate, colour: str) -> None:
     """A vertical interval; `estimate` is a share, drawn in percent."""
     axes.plot([x, x], [100 * estimate.low, 100 * estimate.high], color=colour, linewidth=1.1, alpha=0.7, zorder=2)
+
+
+def unit_of(most: float, units: Sequence[tuple[float, str]], smallest: str) -> tuple[float, str]:
+    """The largest unit in which `most` is 1 or more."""
+    return next(((size, name) for size, name in units if most >= size), (1.0, smallest))
