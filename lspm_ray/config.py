@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import shlex
 import types
 import typing
 from collections.abc import Sequence
@@ -89,6 +90,12 @@ def assign(raw: dict[str, Any], path: str, value: Any) -> None:
             raise _no_section(child, keys, depth, value)
         node = child
     node[_place(node, keys[-1], path)] = value
+
+
+def override(path: str, value: Any) -> str:
+    """What sets a field on a command line, quoted for the shell: the inverse of what `load` does with it."""
+    plain = isinstance(value, str) and yaml.safe_load(value) == value
+    return shlex.quote(f"{path}={value if plain else json.dumps(value)}")
 
 
 def _no_section(found: object, keys: list[str], depth: int, value: object) -> ConfigError:

@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware, join, name_of, open_artifact
 from lspm_ray.cluster import node_cpus, totals
-from lspm_ray.errors import ConfigError, ResourceError
+from lspm_ray.config import override
+from lspm_ray.errors import ArtifactError, ConfigError, ResourceError
 from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.evaluation.outputs import outputs, read_outputs
 from lspm_ray.pipeline import Pipeline
 from lspm_ray.progress import Report
+from lspm_ray.report.sweep.build import write_sweep_report
 from lspm_ray.settings import Settings
 from lspm_ray.training.trainer import resolve
 from lspm_ray.trial import VALIDATION, FinetuneTrials, Prepared, shared_key
@@ -91,11 +93,22 @@ def sweep(settings: Settings, store: ArtifactStore, report: Report) -> Artifact:
         found = _conclude(settings, sweeper, trials, store, report)
         found = found.model_copy(update={"runs": begun.runs})
         (draft.path / SWEEP_FILE).write_text(found.model_dump_json(indent=1), encoding="utf-8")
+        _write_page(draft, settings, found, prepared)
         pq.write_table(pa.Table.from_pylist(as_rows(found.trials)), draft.path / TRIALS_FILE)
         draft.summary = {"winner": None if found.winner is None else found.winner.params, "trials": len(found.trials)}
         _drop_losers(store, trials, found, begun.utc)
 
     return store.make(STAGE, what, parents, build)
+
+
+def _write_page(draft: Draft, settings: Settings, found: Sweep, prepared: Mapping[str, Prepared]) -> None:
+    named: dict[str, Artifact] = {}
+    for number, shared in enumerate(prepared.values()):
+        which = "" if len(prepared) == 1 else f" {number + 1}"
+        named |= {f"model{which}": open_artifact(shared.start), f"data{which}": open_artifact(shared.data)}
+    values = "" if found.winner is None else " ".join(override(*pair) for pair in found.winner.params.items())
+    command = f"lspm finetune CONFIG --from-sweep   # or: lspm finetune CONFIG {values}" if values else ""
+    write_sweep_report(draft, found, named, command)
 
 
 def read_sweep(artifact: Artifact) -> Sweep:
@@ -307,9 +320,14 @@ def _conclude(
     config, goals, metric = sweeper.config, sweeper.goals, sweeper.metric
     best = _ranked(sweeper.search_trials, goals)[: config.finalists]
     repeated = sweeper.repeat([trial.params for trial in best])
-    groups = [[trial, *(t for t in repeated.get(place, []) if t.status == "done")] for place, trial in enumerate(best)]
+    groups = []
+    for place, trial in enumerate(best):
+        again = [other for other in repeated[place] if other.status == "done"]
+        groups.append(again if sweeper.population else [trial, *again])
     report("tune: comparing the finalists")
-    finalists, order = _judge(groups, goals, problem, store, report)
+    numbers = [trial.number for trial, group in zip(best, groups, strict=True) if group]
+    groups = [group for group in groups if group]
+    finalists, order = _judge(groups, numbers, goals, problem, store, report)
     done = {t.number: t.values for t in sweeper.search_trials if t.status == "done"}
     return Sweep(
         goals=goals,
@@ -338,7 +356,12 @@ def _ranked(trials: Sequence[Trial], goals: Goals) -> list[Trial]:
 
 
 def _judge(
-    groups: list[list[Trial]], goals: Goals, problem: FinetuneTrials, store: ArtifactStore, report: Report
+    groups: list[list[Trial]],
+    numbers: list[int],
+    goals: Goals,
+    problem: FinetuneTrials,
+    store: ArtifactStore,
+    report: Report,
 ) -> tuple[list[Finalist], list[int]]:
     """The finalists, the best first, and the place of each in `groups`."""
     sign = 1.0 if goals.first_is_higher else -1.0
@@ -352,7 +375,7 @@ def _judge(
     for place in order:
         values = {name: float(np.mean([t.values[name] for t in groups[place]])) for name in groups[place][0].values}
         finalist = Finalist(
-            number=groups[place][0].number,
+            number=numbers[place],
             params=groups[place][0].params,
             scores=scores[place],
             mean=interval(scores[place], drawn[place]),
@@ -410,5 +433,5 @@ def _drop_losers(store: ArtifactStore, problem: FinetuneTrials, found: Sweep, be
 def _made(problem: FinetuneTrials, trial: Trial) -> Artifact | None:
     try:
         return problem.full_model(trial)
-    except ConfigError:
+    except ArtifactError:
         return None

@@ -8,6 +8,9 @@ from typing import Any
 from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
+TRIAL = "trial"
+"""What Ray Tune's config calls the trial."""
+
 
 class _Transient:
     """Ray Tune pickles these into its state, which is never read: the records of the sweep hold what counts.
@@ -32,19 +35,19 @@ class Listener(_Transient, Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A process begins with the trial."""
-        self.phase.started(trial.config["number"], trial.config["params"])
+        self.phase.started(trial.config[TRIAL]["number"], trial.config[TRIAL]["params"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """The trial has reported."""
-        self.phase.told(trial.config["number"], result)
+        self.phase.told(trial.config[TRIAL]["number"], result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The trial has come to its end, or was stopped."""
-        self.phase.ended(trial.config["number"])
+        self.phase.ended(trial.config[TRIAL]["number"])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The trial has raised an error, or its process has died."""
-        self.phase.ended(trial.config["number"], _reason(trial, self.phase.sweeper.config.hang_s))
+        self.phase.ended(trial.config[TRIAL]["number"], _reason(trial, self.phase.sweeper.config.hang_s))
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Comes several times a second."""
@@ -57,7 +60,7 @@ class Suggest(_Transient, Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Any:
         """The config of the next trial."""
         config = self.phase.suggest()
-        return Searcher.FINISHED if config is None else config
+        return Searcher.FINISHED if config is None else {TRIAL: config}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """The listener has heard of it."""

@@ -168,22 +168,28 @@ class Sweeper:
                 self.trials[trial.number] = trial.model_copy(update=cut)
         self._raise_if_hopeless()
 
-    def repeat(self, points: Sequence[Params]) -> dict[int, list[Trial]]:
-        """Train points again, each with every further seed.
+    @property
+    def population(self) -> bool:
+        """Whether the trials of the search took over each other's weights, so that none stands for its point alone."""
+        return Scheduler.find(self.config.scheduler["scheduler"]).population
+
+    def repeat(self, points: Sequence[Params]) -> list[list[Trial]]:
+        """Train points again, each with every further seed; those of a population with every seed.
 
         Returns:
-            Per point, by its place, the trials of all further seeds.
+            Per point its trials.
         """
-        made: dict[int, list[Trial]] = {}
-        for place, params in enumerate(points):
-            for extra in range(1, self.config.seeds):
-                made.setdefault(place, []).append(self._repetition(params, self.seed + extra))
-        waiting = [trial for trials in made.values() for trial in trials if not trial.over]
+        first = 0 if self.population else 1
+        made = [
+            [self._repetition(params, self.seed + extra) for extra in range(first, self.config.seeds)]
+            for params in points
+        ]
+        waiting = [trial for trials in made for trial in trials if not trial.over]
         if waiting:
             from ray.tune.schedulers import FIFOScheduler
 
             _Phase(self, waiting, lambda: None, FIFOScheduler(), lambda: "").run()
-        return {place: [self.trials[trial.number] for trial in trials] for place, trials in made.items()}
+        return [[self.trials[trial.number] for trial in trials] for trials in made]
 
     def keep(self, trial: Trial) -> None:
         """Write down what is new of a trial."""
@@ -258,23 +264,28 @@ class _Phase:
     def run(self) -> None:
         from ray import tune
 
-        from lspm_ray.tuning.adapters import Listener, Stop, Suggest
+        from lspm_ray.tuning.adapters import TRIAL, Listener, Stop, Suggest
 
         sweeper = self.sweeper
         os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         reserve = sweeper.reserve
         trainable = _trainable(sweeper.problem, sweeper.metric, sweeper.config.hang_s)
+        if self.paused:  # a population is known from the beginning, and Ray Tune wants no searcher for it
+            source: dict[str, Any] = {"num_samples": 1}
+            space = {TRIAL: tune.grid_search(list(iter(self.suggest, None)))}
+        else:
+            source = {"search_alg": Suggest(self), "num_samples": -1, "max_concurrent_trials": reserve.concurrent}
+            space = {}
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": reserve.cpus, "gpu": reserve.gpus}),
+            param_space=space,
             tune_config=tune.TuneConfig(
-                search_alg=Suggest(self),
                 scheduler=self.scheduler,
-                num_samples=-1,
-                max_concurrent_trials=None if self.paused else reserve.concurrent,
                 reuse_actors=not reserve.fresh,
-                trial_name_creator=lambda trial: f"trial-{trial.config['number']:05d}",
-                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:05d}",
+                trial_name_creator=lambda trial: f"trial-{trial.config[TRIAL]['number']:05d}",
+                trial_dirname_creator=lambda trial: f"trial-{trial.config[TRIAL]['number']:05d}",
+                **source,
             ),
             run_config=tune.RunConfig(
                 name=uuid.uuid4().hex[:8],
@@ -377,7 +388,7 @@ def _trainable(problem: Problem, metric: str, hang_s: float) -> Callable[[dict[s
     def run(config: dict[str, Any]) -> None:
         from ray import tune
 
-        trial = Trial.parse(config)
+        trial = Trial.parse(config["trial"])
         history = {epoch.epoch: epoch.metrics for epoch in trial.history}
 
         def tell(offer: Path | None = None, **more: Any) -> None:

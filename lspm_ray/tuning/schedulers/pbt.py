@@ -60,7 +60,7 @@ class Pbt(Scheduler):
             metric=metric,
             mode=mode,
             perturbation_interval=self.every_epochs,
-            hyperparam_mutations={"params": changes},
+            hyperparam_mutations={"trial": {"params": changes}},
             quantile_fraction=self.share,
             resample_probability=self.resample,
             log_config=False,
