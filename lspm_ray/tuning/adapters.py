@@ -12,6 +12,16 @@ TRIAL = "trial"
 """What Ray Tune's config calls the trial."""
 
 
+def name_of(number: int) -> str:
+    """What Ray Tune calls a trial. It stays when a trial takes over the config of another."""
+    return f"trial-{number:05d}"
+
+
+def number_of(name: str) -> int:
+    """Inverse of `name_of`."""
+    return int(name.rpartition("-")[2])
+
+
 class _Transient:
     """Ray Tune pickles these into its state, which is never read: the records of the sweep hold what counts.
 
@@ -35,19 +45,19 @@ class Listener(_Transient, Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A process begins with the trial."""
-        self.phase.started(trial.config[TRIAL]["number"], trial.config[TRIAL]["params"])
+        self.phase.started(number_of(str(trial)), trial.config[TRIAL]["params"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """The trial has reported."""
-        self.phase.told(trial.config[TRIAL]["number"], result)
+        self.phase.told(number_of(str(trial)), result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The trial has come to its end, or was stopped."""
-        self.phase.ended(trial.config[TRIAL]["number"])
+        self.phase.ended(number_of(str(trial)))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The trial has raised an error, or its process has died."""
-        self.phase.ended(trial.config[TRIAL]["number"], _reason(trial, self.phase.sweeper.config.hang_s))
+        self.phase.ended(number_of(str(trial)), _reason(trial, self.phase.sweeper.config.hang_s))
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Comes several times a second."""

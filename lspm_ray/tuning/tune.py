@@ -264,7 +264,7 @@ class _Phase:
     def run(self) -> None:
         from ray import tune
 
-        from lspm_ray.tuning.adapters import TRIAL, Listener, Stop, Suggest
+        from lspm_ray.tuning.adapters import TRIAL, Listener, Stop, Suggest, name_of
 
         sweeper = self.sweeper
         os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -283,8 +283,8 @@ class _Phase:
             tune_config=tune.TuneConfig(
                 scheduler=self.scheduler,
                 reuse_actors=not reserve.fresh,
-                trial_name_creator=lambda trial: f"trial-{trial.config[TRIAL]['number']:05d}",
-                trial_dirname_creator=lambda trial: f"trial-{trial.config[TRIAL]['number']:05d}",
+                trial_name_creator=lambda trial: name_of(trial.config[TRIAL]["number"]),
+                trial_dirname_creator=lambda trial: name_of(trial.config[TRIAL]["number"]),
                 **source,
             ),
             run_config=tune.RunConfig(
@@ -388,7 +388,10 @@ def _trainable(problem: Problem, metric: str, hang_s: float) -> Callable[[dict[s
     def run(config: dict[str, Any]) -> None:
         from ray import tune
 
-        trial = Trial.parse(config["trial"])
+        from lspm_ray.tuning.adapters import TRIAL, number_of
+
+        number = number_of(tune.get_context().get_trial_name())
+        trial = Trial.parse(config[TRIAL] | {"number": number})
         history = {epoch.epoch: epoch.metrics for epoch in trial.history}
 
         def tell(offer: Path | None = None, **more: Any) -> None:
