@@ -28,7 +28,9 @@ def picture(
     """
     count = {status: sum(trial.status == status for trial in trials) for status in ("done", "stopped", "failed")}
     over = sum(count.values())
-    head = f"{over}/{budget} trials: {count['done']} finished, {count['stopped']} stopped early, {count['failed']} failed"
+    head = (
+        f"{over}/{budget} trials: {count['done']} finished, {count['stopped']} stopped early, {count['failed']} failed"
+    )
     head += f"; {clock(seconds)}" + ("" if left_s is None else f", {clock(left_s)} left")
     lines = [head]
     best = best_of(trials, goals)
@@ -37,7 +39,7 @@ def picture(
     running = [trial for trial in trials if trial.status == "running"]
     lines += [f"  running {_row(trial)}  {_progress(trial, metric)}" for trial in running[:_SHOWN]]
     ended = [trial for trial in trials if trial.status in ("stopped", "failed")]
-    lines += [f"  {trial.status:<7} {_row(trial)}  {trial.reason}" for trial in ended[-2:]]
+    lines += [f"  {trial.status:<7} {_row(trial)}  {_plain(trial.reason)}" for trial in ended[-2:]]
     return "\n".join(lines)
 
 
@@ -81,5 +83,10 @@ def _progress(trial: Trial, metric: str) -> str:
 def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = _plain(value) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _WIDTH else f"…{text[-_WIDTH:]}"
+
+
+def _plain(text: str) -> str:
+    """In one line, and without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)
