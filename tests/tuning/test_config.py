@@ -66,7 +66,7 @@ def test_fields_of_these_sections_vary(path):
         ({"searcher": 3}, r"say which searcher \(got 3\); valid: grid, random, tpe"),
         (
             {"searcher": "grid"},
-            r"tune\.space\.finetune\.learning_rate: loguniform has infinitely many values.*; valid: choice, grid, randint",
+            r"tune\.space\.finetune\.learning_rate: loguniform has infinitely many.*; valid: choice, grid, randint",
         ),
         ({"scheduler": "hyperband"}, r"unknown scheduler \(got 'hyperband'\); valid: asha, median, none"),
         ({"scheduler": {"scheduler": "asha", "reduction": 1}}, r"reduction: .*greater than 1"),

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lspm_ray.errors import ConfigError
@@ -101,6 +101,15 @@ def test_the_best_so_far_is_never_stopped(spec, metric_and_mode, trials):
 
 
 @given(SPECS, MODES, st.lists(st.tuples(VALUES, st.booleans()), max_size=8), st.lists(VALUES, min_size=1, max_size=3))
+@example(  # Ray Tune tells the median rule of a last result twice, which moves the average
+    {"scheduler": "median", "grace_epochs": 1, "min_trials": 1}, ("loss", "min"), [([3.0, 1.0], False)], [[2.5, 1.8]]
+)
+@example(  # and ASHA, which then fills a level below
+    {"scheduler": "asha", "grace_epochs": 1, "reduction": 1.2},
+    ("loss", "min"),
+    [([1.0, 1.0], False)],
+    [[0.5] * 13 + [2.0] * 2],
+)
 def test_told_of_trials_it_decides_as_if_it_had_seen_them(spec, metric_and_mode, before, after):
     metric, mode = metric_and_mode
     live = Scheduler.make(spec).build(metric, mode, [])

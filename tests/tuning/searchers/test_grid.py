@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from lspm_ray.errors import ConfigError
@@ -27,6 +28,8 @@ def test_every_point_comes_once_in_order_whatever_became_of_the_others():
         (2, 4),
     ]
     assert propose(Searcher.make("grid"), space, GOALS, trials, 6, 0) is None
+    first = Searcher.make("grid").suggest(space, GOALS, trials[:3], {}, np.random.default_rng(0))
+    assert first == trials[3].params
 
 
 def test_a_field_with_infinitely_many_values_is_refused():
