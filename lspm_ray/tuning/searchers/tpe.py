@@ -25,8 +25,8 @@ class Tpe(Searcher):
     2018, who call it BOHB together with successive halving: here `scheduler: asha`; several objectives: Ozaki et al.
     2022).
 
-    Trials that were stopped early count as worse than all that were not, the earlier the worse; a point that breaks a
-    constraint counts as worse than all that break none.
+    Trials that were stopped early count as worse than all that were not, the earlier the worse (with several objectives
+    they do not count); a point that breaks a constraint counts as worse than all that break none.
 
     Attributes:
         random_trials: that come first.
