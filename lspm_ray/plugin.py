@@ -45,7 +45,7 @@ class Plugin(Config):
         Raises:
             ConfigError: unknown plugin, unknown field or bad value.
         """
-        fields = {cls.kind: spec} if isinstance(spec, str) else dict(spec)
+        fields = dict(spec) if isinstance(spec, dict) else {cls.kind: spec}
         name = fields.pop(cls.kind, None)
         if not isinstance(name, str):
             raise ConfigError(f"say which {cls.kind}", field=cls.kind, value=name, valid=cls.names())

@@ -33,7 +33,7 @@ def test_unknown_field_lists_valid_ones():
         Method.make({"method": "prune", "headz": 1})
 
 
-@pytest.mark.parametrize("spec", [{}, {"method": 3}, {"method": None}])
+@pytest.mark.parametrize("spec", [{}, {"method": 3}, {"method": None}, None, 3, ["prune"]], ids=str)
 def test_spec_must_name_the_plugin(spec):
     with pytest.raises(ConfigError, match="say which method"):
         Method.make(spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -34,10 +33,12 @@ class Limit(Config):
         return self
 
     def excess(self, value: float) -> float:
-        """By how much the value is out of bounds; at most 0 if it is not."""
-        below = -math.inf if self.min is None else self.min - value
-        above = -math.inf if self.max is None else value - self.max
-        return max(below, above)
+        """By how much the value is out of bounds, relative to the bound that it breaks; 0 if it is not."""
+        if self.min is not None and value < self.min:
+            return (self.min - value) / (abs(self.min) or 1.0)
+        if self.max is not None and value > self.max:
+            return (value - self.max) / (abs(self.max) or 1.0)
+        return 0.0
 
 
 class Goals(Config):
@@ -68,11 +69,7 @@ class Goals(Config):
 
     def violation(self, values: Values) -> float:
         """0 if every constraint is kept; else how far they are broken, relative to their bounds, added up."""
-        total = 0.0
-        for name, limit in self.constraints.items():
-            bound = limit.max if limit.max is not None else limit.min
-            total += max(0.0, limit.excess(values[name])) / (abs(bound or 0.0) or 1.0)
-        return total
+        return sum((limit.excess(values[name]) for name, limit in self.constraints.items()), 0.0)
 
     def gains(self, values: Values) -> tuple[float, ...]:
         """The objectives, turned so that more is better."""

@@ -15,7 +15,7 @@ SPEED = ("p50_ms", "p99_ms", "rows_per_s", "ms_per_row", "peak_memory_mb", "size
 CERTIFIED = ("cost", "ms_per_answer", "escalation_rate", "accuracy_drop")
 """Of the cheapest cascade that keeps `select.alpha` and `select.delta`, as estimated on the selection split."""
 
-_LOWER = {"loss", "p50_ms", "p99_ms", "ms_per_row", "peak_memory_mb", "size_mb", "cost", "ms_per_answer"}
+_LOWER = {"loss", *SPEED, *CERTIFIED} - {"rows_per_s"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def valid_names(variants: Sequence[str]) -> list[str]:
     models = [FULL, *variants]
     return (
         [f"validation.{name}" for name in QUALITY]
-        + [f"profile.{model}.{name}" for model in models for name in (*QUALITY, *SPEED)]
         + ([f"certified.{name}" for name in CERTIFIED] if variants else [])
+        + [f"profile.{model}.{name}" for model in models for name in (*QUALITY, *SPEED)]
     )
 
 

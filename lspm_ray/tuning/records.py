@@ -19,7 +19,7 @@ from lspm_ray.tuning.space import Params
 
 Status = Literal["running", "done", "stopped", "failed"]
 
-_NAME = re.compile(r"(\d{5})\.json")
+_NAME = re.compile(r"(\d{5,})\.json(?:\.before)?")
 _BEGINNING = "begun.json"
 
 
@@ -97,7 +97,7 @@ class Records:
     def load(self) -> list[Trial]:
         """Every trial that was written down, by number. What is torn falls back to how it was before."""
         infos = self._fs.get_file_info(pafs.FileSelector(self._base, allow_not_found=True))
-        numbers = sorted(int(found[1]) for info in infos if (found := _NAME.fullmatch(info.base_name)))
+        numbers = sorted({int(found[1]) for info in infos if (found := _NAME.fullmatch(info.base_name))})
         trials = [self._read_either(number) for number in numbers]
         return [trial for trial in trials if trial is not None]
 
@@ -165,7 +165,9 @@ def _file(number: int) -> str:
 
 
 def as_rows(trials: list[Trial]) -> list[dict[str, Any]]:
-    """One flat row per trial, for a table: what is not a number or a name becomes JSON."""
+    """One flat row per trial, for a table, all with the same columns: what is not a number or a name becomes JSON."""
+    paths = dict.fromkeys(path for trial in trials for path in trial.params)
+    names = dict.fromkeys(name for trial in trials for name in trial.values)
     return [
         {
             "number": trial.number,
@@ -176,8 +178,8 @@ def as_rows(trials: list[Trial]) -> list[dict[str, Any]]:
             "began_s": trial.began,
             "seconds": trial.seconds,
             "reason": trial.reason,
-            **{f"param.{path}": json.dumps(value) for path, value in trial.params.items()},
-            **{f"value.{name}": value for name, value in trial.values.items()},
+            **{f"param.{path}": json.dumps(trial.params[path]) if path in trial.params else None for path in paths},
+            **{f"value.{name}": trial.values.get(name) for name in names},
         }
         for trial in trials
     ]

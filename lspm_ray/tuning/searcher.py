@@ -66,16 +66,15 @@ def propose(
         seed: of the sweep.
     """
     known = {_key(trial.params) for trial in trials}
-    grids = [{}] if searcher.exhaustive else space.grids()
+    grids = [{}] if searcher.exhaustive else list(space.grids())
     for attempt in range(_ATTEMPTS):
         random = np.random.default_rng([seed, number, attempt])
-        params = searcher.suggest(space, goals, trials, grids[number % len(grids)], random)
+        # Finalists' repetitions have numbers too: counting by numbers would leave combinations out.
+        params = searcher.suggest(space, goals, trials, grids[len(trials) % len(grids)], random)
         if _key(params) not in known:
             return params
-    if any(domain.values is None for domain in space.domains.values()):
-        return params
-    left = (point for point in itertools.islice(space.points(), _MOST_LISTED) if _key(point) not in known)
-    return next(left, None)
+    listed = itertools.islice(space.combinations(random), _MOST_LISTED)
+    return next((point for point in listed if _key(point) not in known), None)
 
 
 def _key(params: Params) -> str:

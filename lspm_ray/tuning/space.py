@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class Domain(Config):
     """What a field may be. One of the five kinds is given.
 
     Attributes:
-        choice: one of these values, which may be anything YAML can say.
+        choice: one of these values, which may be anything that JSON can say.
         grid: the same, and every combination of all grids comes equally often.
         uniform: between two numbers.
         loguniform: the same, the logarithm being uniform.
@@ -50,9 +50,11 @@ class Domain(Config):
             raise ValueError(f"{given[0]} needs a lower and a higher number, in this order")
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError("loguniform needs numbers above zero")
-        values = self.values
-        if values is not None and len({repr(value) for value in values}) < len(values):
-            raise ValueError("a value is given twice")
+        for place, value in enumerate(self.options or []):
+            if not _survives(value):
+                raise ValueError(f"{value!r} cannot be written down as JSON")
+            if value in (self.options or [])[:place]:
+                raise ValueError(f"{value!r} is given twice, or is equal to a value before it")
         return self
 
     @property
@@ -71,10 +73,10 @@ class Domain(Config):
         return self.choice if self.choice is not None else self.grid
 
     @property
-    def values(self) -> list[Any] | None:
+    def values(self) -> Sequence[Any] | None:
         """Every value, where there are finitely many."""
         if self.randint is not None:
-            return list(range(self.randint[0], self.randint[1] + 1))
+            return range(self.randint[0], self.randint[1] + 1)
         return self.options
 
     @property
@@ -101,14 +103,16 @@ class Space:
 
     Args:
         domains: path of a field -> what it may be.
+        optional: fields that `points` leaves out too where their conditions hold.
 
     Raises:
         ConfigError: a condition names a field that does not vary, or a value that it never has, or goes in a circle;
             or one field lies inside another.
     """
 
-    def __init__(self, domains: Mapping[str, Domain]) -> None:
+    def __init__(self, domains: Mapping[str, Domain], optional: Iterable[str] = ()) -> None:
         self.domains = dict(domains)
+        self._optional = set(optional)
         for path, domain in self.domains.items():
             _check_apart(path, self.domains)
             for other, wanted in domain.when.items():
@@ -141,37 +145,59 @@ class Space:
                     field=f"tune.space.{path}",
                     valid=["choice", "grid", "randint"],
                 )
-        return self._points(0, {})
+        return self._points(0, {}, lambda domain: domain.values or [])
 
-    def _points(self, depth: int, params: Params) -> Iterator[Params]:
+    def combinations(self, random: np.random.Generator) -> Iterator[Params]:
+        """Every combination of the fields with finitely many values, the others at random."""
+
+        def values(domain: Domain) -> Sequence[Any]:
+            return [domain.draw(random)] if domain.values is None else domain.values
+
+        return self._points(0, {}, values)
+
+    def _points(self, depth: int, params: Params, values: Callable[[Domain], Sequence[Any]]) -> Iterator[Params]:
         if depth == len(self._order):
             yield dict(params)
             return
         path = self._order[depth]
         domain = self.domains[path]
-        if not _holds(domain.when, params):
-            yield from self._points(depth + 1, params)
+        holds = _holds(domain.when, params)
+        if not holds or path in self._optional:
+            yield from self._points(depth + 1, params, values)
+        if not holds:
             return
-        for value in domain.values or []:
-            yield from self._points(depth + 1, params | {path: value})
+        for value in values(domain):
+            yield from self._points(depth + 1, params | {path: value}, values)
 
-    def grids(self) -> list[Params]:
+    def grids(self) -> Iterator[Params]:
         """Every combination of the fields of kind `grid`; one empty combination without any."""
-        grids = {path: domain.grid for path, domain in self.domains.items() if domain.grid is not None}
-        return [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+        return Space(self._only(path for path, domain in self.domains.items() if domain.grid is not None)).points()
 
     def part(self, *sections: str) -> Space:
-        """Only the fields in some sections of the configuration; conditions on others are dropped.
+        """Only the fields in some sections of the configuration; conditions on others may hold or not.
 
-        It holds every combination that the whole space has there, and perhaps more.
+        Its points are all that the whole space has there, and perhaps more.
         """
-        chosen = {path: domain for path, domain in self.domains.items() if path.split(".")[0] in sections}
+        chosen = self._only(path for path in self.domains if path.split(".")[0] in sections)
         return Space(
-            {
-                path: domain.model_copy(update={"when": {k: v for k, v in domain.when.items() if k in chosen}})
-                for path, domain in chosen.items()
-            }
+            chosen, (path for path, domain in chosen.items() if len(domain.when) < len(self.domains[path].when))
         )
+
+    def _only(self, paths: Iterable[str]) -> dict[str, Domain]:
+        """Some fields, without their conditions on others."""
+        chosen = {path: self.domains[path] for path in paths}
+        return {
+            path: domain.model_copy(update={"when": {k: v for k, v in domain.when.items() if k in chosen}})
+            for path, domain in chosen.items()
+        }
+
+
+def _survives(value: Any) -> bool:
+    """Whether a value is the same after it was written down in a record."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def matching(value: Any, wanted: Any) -> bool:
@@ -190,6 +216,8 @@ def _check_condition(path: str, other: str, wanted: Any, domains: Mapping[str, D
     options = domains[other].options
     if options is None:
         raise ConfigError("a condition needs a field of listed values", field=field, value=other)
+    if wanted == []:
+        raise ConfigError(f"no value of `{other}` is listed", field=field, value=wanted, valid=options)
     for value in wanted if isinstance(wanted, list) else [wanted]:
         if value not in options:
             raise ConfigError(f"`{other}` never has this value", field=field, value=value, valid=options)

@@ -39,7 +39,7 @@ def picture(
     running = [trial for trial in trials if trial.status == "running"]
     lines += [f"  running {_row(trial)}  {_progress(trial, metric)}" for trial in running[:_SHOWN]]
     ended = [trial for trial in trials if trial.status in ("stopped", "failed")]
-    lines += [f"  {trial.status:<7} {_row(trial)}  {trial.reason}" for trial in ended[-2:]]
+    lines += [f"  {trial.status:<7} {_row(trial)}  {_plain(trial.reason)}" for trial in ended[-2:]]
     return "\n".join(lines)
 
 
@@ -83,5 +83,10 @@ def _progress(trial: Trial, metric: str) -> str:
 def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = _plain(value) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _WIDTH else f"…{text[-_WIDTH:]}"
+
+
+def _plain(text: str) -> str:
+    """In one line, and without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -52,7 +52,11 @@ class Asha(Scheduler):
         for trial in trials:
             seen = SimpleNamespace(trial_id=f"before-{trial.number}")
             made.on_trial_add(None, seen)
-            for result in results(trial, metric):
+            told = results(trial, metric)
+            for result in told:
                 made.on_trial_result(None, seen, result)
-            made.on_trial_remove(None, seen)
+            if told and trial.status != "failed":
+                made.on_trial_complete(None, seen, told[-1])
+            else:
+                made.on_trial_remove(None, seen)
         return made

@@ -48,6 +48,8 @@ class Median(Scheduler):
             min_time_slice=math.inf,
         )
         for trial in trials:
-            for result in results(trial, metric):
+            told = results(trial, metric)
+            # Ray Tune tells a scheduler of the last result of a trial that did not fail twice.
+            for result in told + (told[-1:] if trial.status != "failed" else []):
                 made.on_trial_complete(None, f"before-{trial.number}", result)
         return made

@@ -25,8 +25,8 @@ class Tpe(Searcher):
     2018, who call it BOHB together with successive halving: here `scheduler: asha`; several objectives: Ozaki et al.
     2022).
 
-    Trials that were stopped early count as worse than all that were not, the earlier the worse; a point that breaks a
-    constraint counts as worse than all that break none.
+    Trials that were stopped early count as worse than all that were not, the earlier the worse (with several objectives
+    they do not count); a point that breaks a constraint counts as worse than all that break none.
 
     Attributes:
         random_trials: that come first.
@@ -44,7 +44,7 @@ class Tpe(Searcher):
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
-            # The multivariate estimator and constraints are marked as experimental.
+            # Groups of fields are marked as experimental.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
                 n_startup_trials=self.random_trials,
@@ -53,7 +53,6 @@ class Tpe(Searcher):
                 group=True,
                 constant_liar=True,
                 seed=int(random.integers(1 << 31)),
-                constraints_func=_violation if goals.constraints else None,
             )
             study = optuna.create_study(directions=["maximize"] * len(goals.objectives), sampler=sampler)
             study.add_trials([_as_optuna(trial, space, goals) for trial in trials])
@@ -100,15 +99,11 @@ def _as_optuna(trial: Trial, space: Space, goals: Goals) -> optuna.trial.FrozenT
     told: dict[str, Any] = {"params": encoded(space, trial.params), "distributions": distributions(space, trial.params)}
     if trial.status == "done":
         told |= {"state": TrialState.COMPLETE, "values": list(goals.gains(trial.values))}
-        told["user_attrs"] = {_VIOLATION: goals.violation(trial.values)}
+        told["constraints"] = {_VIOLATION: goals.violation(trial.values)}
     elif trial.status == "stopped" and len(goals.objectives) == 1:
         # The value at the end only orders the stopped ones among themselves.
         epochs = {epoch.epoch: -epoch.metrics["loss"] for epoch in trial.history}
-        told |= {"state": TrialState.PRUNED, "intermediate_values": epochs, "user_attrs": {_VIOLATION: 0.0}}
+        told |= {"state": TrialState.PRUNED, "intermediate_values": epochs}
     else:
         told["state"] = TrialState.RUNNING if trial.status == "running" else TrialState.FAIL
     return create_trial(**told)
-
-
-def _violation(trial: optuna.trial.FrozenTrial) -> tuple[float]:
-    return (trial.user_attrs[_VIOLATION],)

@@ -1,0 +1,89 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lspm_ray.tuning.goals import Goals, Limit
+from lspm_ray.tuning.records import Epoch, Trial
+from lspm_ray.tuning.view import best_of, clock, left, picture, shown
+
+GOALS = Goals(objectives={"validation.accuracy": "max"}, constraints={"certified.cost": Limit(max=0.5)})
+
+
+def trial(number, status="running", **changes):
+    return Trial(number=number, params={"finetune.learning_rate": 0.00123456}, seed=0, status=status, **changes)
+
+
+def done(number, accuracy, cost=0.25):
+    return trial(number, "done", values={"validation.accuracy": accuracy, "certified.cost": cost})
+
+
+def test_nothing_yet():
+    assert picture([], GOALS, "loss", 20, 0.4, None) == ("0/20 trials: 0 finished, 0 stopped early, 0 failed; 0:00")
+
+
+def test_some_trials():
+    epochs = [Epoch(epoch=n, metrics={"loss": 1 / n, "accuracy": 0.5}, seconds=n) for n in (1, 3)]
+    trials = [
+        done(0, 0.75),
+        done(1, 0.875),
+        done(2, 0.99, cost=0.75),
+        trial(3, "failed", reason="no memory"),
+        trial(4, "stopped", reason="asha: behind"),
+        trial(5),
+        trial(6, history=epochs),
+    ]
+    assert picture(trials, GOALS, "loss", 20, 125.9, 61).splitlines() == [
+        "5/20 trials: 3 finished, 1 stopped early, 1 failed; 2:05, 1:01 left",
+        "  best    #1   learning_rate=0.00123  validation.accuracy 0.875, certified.cost 0.25",
+        "  running #5   learning_rate=0.00123  first epoch",
+        "  running #6   learning_rate=0.00123  epoch 3: loss 0.3333",
+        "  failed  #3   learning_rate=0.00123  no memory",
+        "  stopped #4   learning_rate=0.00123  asha: behind",
+    ]
+
+
+def test_many_trials_take_few_lines():
+    trials = [trial(n) for n in range(50)] + [trial(n, "failed", reason="r") for n in range(50, 99)] + [done(99, 0.5)]
+    lines = picture(trials, GOALS, "loss", 100, 9, None).splitlines()
+    assert len(lines) <= 10
+    assert lines[-1].startswith("  failed  #98")
+
+
+def test_the_best_keeps_the_constraints_and_the_first_of_equals_stays():
+    assert best_of([], GOALS) is None
+    assert best_of([trial(0), done(1, 0.9, cost=0.6), trial(2, "failed")], GOALS) is None
+    assert best_of([done(3, 0.5), done(2, 0.5), done(4, 0.4)], GOALS).number == 2
+
+
+@pytest.mark.parametrize(
+    ("over", "budget", "seconds", "expected"), [(0, 9, 5, None), (2, 8, 10, 30), (8, 8, 10, 0), (9, 8, 10, 0)]
+)
+def test_time_left_goes_by_the_pace_so_far(over, budget, seconds, expected):
+    trials = [done(n, 0.5) for n in range(over)] + [trial(over)]
+    assert left(trials, budget, seconds) == expected
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.9, "0:59"), (60, "1:00"), (3725, "62:05")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_points_in_few_words():
+    params = {"a.b.rate": 0.000123456, "c.n": 3, "c.flag": True, "c.none": None, "c.list": [1, "x"], "model": "m"}
+    assert shown(params) == 'rate=0.000123, n=3, flag=true, none=null, list=[1, "x"], model=m'
+    assert shown({"model.name": "/very/long/" + 50 * "x" + "/end"}) == "name=…" + 26 * "x" + "/end"
+    assert shown({}) == ""
+
+
+HOSTILE = st.text() | st.sampled_from(["a\nb", "\x1b[2J", "\r", "\u2028", "\0", "[red]", "% s {0}", "x" * 5000])
+
+
+@given(HOSTILE, HOSTILE)
+def test_hostile_strings_stay_in_their_line(value, reason):
+    trials = [
+        done(0, 0.5).model_copy(update={"params": {"a.b": value, "a.c": [value], "a.d": {value: value}}}),
+        trial(1, "failed", reason=reason),
+    ]
+    text = picture(trials, GOALS, "loss", 5, 1, None)
+    assert len(text.splitlines()) == 3
+    assert all(character.isprintable() or character == "\n" for character in text)
