@@ -271,6 +271,14 @@ def node_cpus() -> float:
     return min((c for c in cpus if c), default=1.0)
 
 
+def smallest_node() -> dict[str, float]:
+    """What work that must not be spread can count on: the fewest CPUs that a node with any has, and the most GPUs."""
+    import ray
+
+    gpus = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return {"CPU": node_cpus(), "GPU": max(gpus, default=0.0)}
+
+
 def preflight(
     what: str, need: dict[str, float], have: dict[str, float], *, setting: str, otherwise: str = "add nodes"
 ) -> None:

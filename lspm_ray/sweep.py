@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware, join, name_of, open_artifact
-from lspm_ray.cluster import node_cpus, totals
+from lspm_ray.cluster import smallest_node, totals
 from lspm_ray.config import override
 from lspm_ray.errors import ArtifactError, ConfigError, ResourceError
-from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.evaluation.outputs import outputs, read_outputs
 from lspm_ray.pipeline import Pipeline
 from lspm_ray.progress import Report
@@ -34,7 +34,7 @@ from lspm_ray.tuning.importance import importance
 from lspm_ray.tuning.metrics import needs
 from lspm_ray.tuning.records import Records, Trial, as_rows
 from lspm_ray.tuning.scheduler import Scheduler
-from lspm_ray.tuning.searcher import Searcher
+from lspm_ray.tuning.searcher import Searcher, settled
 from lspm_ray.tuning.space import Domain, Params, Space
 from lspm_ray.tuning.sweep import SWEEP_FILE, TRIALS_FILE, Finalist, Gap, Sweep
 from lspm_ray.tuning.tune import Reserve, Sweeper
@@ -45,6 +45,7 @@ WORK = "sweep"
 
 _MOST_PREPARED = 64
 _POINTS_CHECKED = 32
+_MOST_COUNTED = 1_000_000
 _DISTRIBUTED_CPUS = 0.01
 """What a trial holds that only waits for workers of its own."""
 _EXTENT = {"budget", "finalists", "seeds"}
@@ -76,7 +77,7 @@ def sweep(settings: Settings, store: ArtifactStore, report: Report) -> Artifact:
     def build(draft: Draft) -> None:
         records = Records(uri, lambda line: report(f"! {line}"))
         begun = records.begin()
-        reserve = reserve_for(settings, totals(), node_cpus())
+        reserve = reserve_for(settings, totals(), smallest_node())
         trials = _problem(settings, store, prepared, reserve, uri)
         sweeper = Sweeper(
             config=config,
@@ -146,8 +147,8 @@ def check_settings(settings: Settings) -> str:
     config = _config(settings)
     space, goals = Space(config.space), config.goals(settings.finetune.metric)
     needs(goals.names, sorted(settings.compress.variants))
-    for path, domain in config.space.items():
-        _check_values(settings, path, domain)
+    for path in space.domains:
+        _check_values(settings, space, path)
     _check_points(settings, space)
     Searcher.make(config.searcher).check(space, goals)
     Scheduler.make(config.scheduler).check(_most_epochs(settings, config), space, goals)
@@ -156,13 +157,13 @@ def check_settings(settings: Settings) -> str:
     return f"tune: {config.budget.trials} trials at most over {fields}; by {', '.join(goals.names)}"
 
 
-def reserve_for(settings: Settings, have: Mapping[str, float], node: float) -> Reserve:
+def reserve_for(settings: Settings, have: Mapping[str, float], node: Mapping[str, float]) -> Reserve:
     """What a trial holds, and how many fit.
 
     Args:
         settings: with a section `tune`.
         have: CPUs and GPUs of the cluster.
-        node: CPUs of its smallest node.
+        node: the same of one node: the fewest CPUs, and the most GPUs, that any has.
 
     Raises:
         ResourceError: not even one fits.
@@ -173,13 +174,13 @@ def reserve_for(settings: Settings, have: Mapping[str, float], node: float) -> R
         scaling = resolve(workers, dict(have), grows=settings.cluster.wait_for_nodes_s is not None)
         cpus = scaling.num_workers * scaling.cpus_per_worker + 0.5
         fit = [have.get("CPU", 0.0) / cpus] + ([have.get("GPU", 0.0) / scaling.num_workers] if scaling.use_gpu else [])
-        return Reserve(_DISTRIBUTED_CPUS, 0.0, max(1, min(most, math.floor(min(fit)))), fresh=True)
+        return Reserve(_DISTRIBUTED_CPUS, 0.0, max(1, min(most, math.floor(min(fit)))), fresh=True, held_cpus=cpus)
     measured = needs(config.goals(settings.finetune.metric).names, sorted(settings.compress.variants)).measured
-    cpus = config.trial.cpus or (node if measured else min(1.0, node))
+    cpus = config.trial.cpus or (node["CPU"] if measured else min(1.0, node["CPU"]))
     gpus = config.trial.gpus
     if gpus is None:
         gpus = 1.0 if have.get("GPU", 0.0) >= 1 and workers.use_gpu is not False else 0.0
-    for name, amount, there in (("cpus", cpus, node), ("gpus", gpus, have.get("GPU", 0.0))):
+    for name, amount, there in (("cpus", cpus, node["CPU"]), ("gpus", gpus, node.get("GPU", 0.0))):
         if amount > there + 1e-9:
             raise ResourceError(
                 f"a trial asks for {amount:g} {name.upper()[:-1]} of one node, there are {there:g}",
@@ -188,7 +189,7 @@ def reserve_for(settings: Settings, have: Mapping[str, float], node: float) -> R
                 hint=f"Lower tune.trial.{name}",
             )
     fit = [have.get("CPU", 0.0) / cpus] + ([have.get("GPU", 0.0) / gpus] if gpus else [])
-    return Reserve(cpus, gpus, max(1, min(most, math.floor(min(fit) + 1e-9))))
+    return Reserve(cpus, gpus, max(1, min(most, math.floor(min(fit) + 1e-9))), held_cpus=cpus)
 
 
 def points_to_prepare(settings: Settings) -> list[Params]:
@@ -241,6 +242,8 @@ def _identity(settings: Settings) -> dict[str, Any]:
         plain[section].pop("workers", None)
     plain["serve"] = plain["serve"]["variant"]
     tune = _config(settings).model_dump(mode="json", exclude=_EXECUTION)
+    if tune["objectives"] is not None:  # their order counts, and that of a mapping does not
+        tune["objectives"] = list(tune["objectives"].items())
     return {"settings": plain, "tune": tune, "hardware": hardware()}
 
 
@@ -265,31 +268,49 @@ def _problem(
     )
 
 
-def _check_values(settings: Settings, path: str, domain: Domain) -> None:
-    for value in domain.extremes:
-        conditions = {other: wanted[0] if isinstance(wanted, list) else wanted for other, wanted in domain.when.items()}
-        try:
-            settings.with_values(conditions | {path: value})
-        except ConfigError as error:
-            lines = str(error).splitlines()
-            raise ConfigError(
-                "; ".join(line.strip(" -") for line in (lines[1:] or lines)), field=f"tune.space.{path}", value=value
-            ) from None
+def _check_values(settings: Settings, space: Space, path: str) -> None:
+    """Refuse a value that no point of the space can have."""
+    conditions = _conditions(space, path)
+    for value in space.domains[path].extremes:
+        problem = ""
+        for attempt in range(_POINTS_CHECKED):
+            random = np.random.default_rng([attempt])
+            chosen = settled(conditions | {path: value}, partial(_draw, random))
+            problem = _problem_with(settings, space.sample(chosen))
+            if not problem:
+                break
+        if problem:
+            raise ConfigError(problem, field=f"tune.space.{path}", value=value)
+
+
+def _conditions(space: Space, path: str) -> Params:
+    """Values of other fields with which the field at a path counts."""
+    found: Params = {}
+    for other, wanted in space.domains[path].when.items():
+        found |= _conditions(space, other) | {other: wanted[0] if isinstance(wanted, list) else wanted}
+    return found
+
+
+def _draw(random: np.random.Generator, _: str, domain: Domain) -> Any:
+    return domain.draw(random)
+
+
+def _problem_with(settings: Settings, params: Params) -> str:
+    """What is wrong with a point; empty if nothing is."""
+    try:
+        settings.with_values(params)
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        return "; ".join(line.strip(" -") for line in (lines[1:] or lines))
+    return ""
 
 
 def _check_points(settings: Settings, space: Space) -> None:
     random = np.random.default_rng(0)
     for _ in range(_POINTS_CHECKED):
         params = space.draw(random)
-        try:
-            settings.with_values(params)
-        except ConfigError as error:
-            lines = str(error).splitlines()
-            raise ConfigError(
-                f"some values do not go together: {'; '.join(line.strip(' -') for line in (lines[1:] or lines))}",
-                field="tune.space",
-                value=params,
-            ) from None
+        if problem := _problem_with(settings, params):
+            raise ConfigError(f"some values do not go together: {problem}", field="tune.space", value=params)
 
 
 def _most_epochs(settings: Settings, config: TuneConfig) -> int:
@@ -303,11 +324,12 @@ def _check_budget(config: TuneConfig, space: Space) -> None:
     number = 0
     for _ in space.points() if exhaustive else space.grids():
         number += 1
-        if number > 1_000_000:
+        if number > _MOST_COUNTED:
             break
     if number > trials:
+        size = f"{number:,}" if number <= _MOST_COUNTED else f"over {_MOST_COUNTED:,}"
         raise ConfigError(
-            f"the grid has {number:,} points, more than the trials there may be",
+            f"the grid has {size} points, more than the trials there may be",
             field="tune.budget.trials",
             value=trials,
             hint="Raise it, list fewer values, or take another searcher",
@@ -365,47 +387,71 @@ def _judge(
 ) -> tuple[list[Finalist], list[int]]:
     """The finalists, the best first, and the place of each in `groups`."""
     sign = 1.0 if goals.first_is_higher else -1.0
-    scores = [[trial.values[goals.first] for trial in group] for group in groups]
-    stage, _, metric = goals.first.partition(".")
-    drawn: list[Any] = [None] * len(groups)
-    if stage == VALIDATION and groups:
-        drawn = list(resample(metric, [_answers(group, VALIDATION, problem, store, report) for group in groups]))
-    order = sorted(range(len(groups)), key=lambda place: -sign * float(np.mean(scores[place])))
+    scores = [{trial.seed: trial.values[goals.first] for trial in group} for group in groups]
+    drawn = _resampled(groups, goals.first, problem, store, report)
+    order = sorted(range(len(groups)), key=lambda place: -sign * float(np.mean(list(scores[place].values()))))
     finalists = []
     for place in order:
+        mine = list(scores[place].values())
         values = {name: float(np.mean([t.values[name] for t in groups[place]])) for name in groups[place][0].values}
         finalist = Finalist(
             number=numbers[place],
             params=groups[place][0].params,
-            scores=scores[place],
-            mean=interval(scores[place], drawn[place]),
+            scores=mine,
+            mean=interval(mine, drawn.get(place)),
             values=values,
         )
         if place != order[0]:
-            behind = _behind(scores[order[0]], scores[place], drawn[order[0]], drawn[place], sign)
-            finalist = finalist.model_copy(update={"behind": behind, "distinguishable": behind.low > 0})
+            finalist = finalist.model_copy(update=_behind(scores, drawn, order[0], place, sign))
         finalists.append(finalist)
     return finalists, order
 
 
-def _behind(winner: list[float], other: list[float], drawn_winner: Any, drawn: Any, sign: float) -> Estimate:
-    """By how much the winner is better, seed by seed, on the same rows."""
-    both = min(len(winner), len(other))
-    differences = [sign * (a - b) for a, b in zip(winner[:both], other[:both], strict=True)]
-    return interval(differences, None if drawn is None else sign * (drawn_winner - drawn))
+def _resampled(
+    groups: list[list[Trial]], objective: str, problem: FinetuneTrials, store: ArtifactStore, report: Report
+) -> dict[int, Any]:
+    """The objective on resampled validation rows, by the place of the group; empty if it is none of their quality.
+
+    Groups with the same rows are resampled together, so that they can be compared row by row.
+    """
+    stage, _, metric = objective.partition(".")
+    if stage != VALIDATION:
+        return {}
+    alike: dict[tuple[str, ...], dict[int, Answers]] = {}
+    for place, group in enumerate(groups):
+        ids, answers = _answers(group, VALIDATION, problem, store, report)
+        alike.setdefault(tuple(ids), {})[place] = answers
+    found: dict[int, Any] = {}
+    for seed, answers_of in enumerate(alike.values()):
+        found |= dict(zip(answers_of, resample(metric, list(answers_of.values()), seed), strict=True))
+    return found
 
 
-def _answers(group: list[Trial], split: str, problem: FinetuneTrials, store: ArtifactStore, report: Report) -> Answers:
+def _behind(
+    scores: list[dict[int, float]], drawn: Mapping[int, Any], winner: int, place: int, sign: float
+) -> dict[str, Any]:
+    """By how much the winner is better, seed by seed, and whether that can be told."""
+    common = [seed for seed in scores[winner] if seed in scores[place]]
+    differences = [sign * (scores[winner][seed] - scores[place][seed]) for seed in common]
+    rows = sign * (drawn[winner] - drawn[place]) if drawn else None
+    behind = interval(differences, rows)
+    return {"behind": behind, "distinguishable": behind.low > 0 and (len(common) > 1 or rows is not None)}
+
+
+def _answers(
+    group: list[Trial], split: str, problem: FinetuneTrials, store: ArtifactStore, report: Report
+) -> tuple[list[str], Answers]:
+    """Ids of the rows, and what the trainings of a group answer on them."""
     data = open_artifact(problem.prepared[shared_key(group[0].params)].data)
     models = {str(trial.seed): problem.full_model(trial) for trial in group}
     found = outputs(models, data, store, report, problem.gpu, splits=(split,))
     read = [read_outputs(artifact, split) for artifact in found.values()]
-    return Answers(read[0][1], np.stack([logits for _, _, logits in read]))
+    return read[0][0], Answers(read[0][1], np.stack([logits for _, _, logits in read]))
 
 
 def _gap(group: list[Trial], metric: str, problem: FinetuneTrials, store: ArtifactStore, report: Report) -> Gap:
     report("tune: the winner on the test split")
-    test = _answers(group, "test", problem, store, report)
+    _, test = _answers(group, "test", problem, store, report)
     scores = [score(metric, logits, test.labels) for logits in test.logits]
     return Gap(
         metric=metric,

@@ -75,7 +75,7 @@ def _fitting(settings: Settings, missing: Sequence[str], have: dict[str, float])
     if "pretrain" in missing and settings.pretrain is not None:
         found.append(_workers("pretrain", resolve(settings.pretrain.workers, have, "pretrain.workers")))
     if "tune" in missing:
-        reserve = reserve_for(settings, have, have["CPU"])
+        reserve = reserve_for(settings, have, have)
         found.append(f"tune: {reserve.concurrent} trial(s) at once, {reserve.cpus:g} CPU and {reserve.gpus:g} GPU each")
     if "finetune" in missing:
         found.append(_workers("finetune", resolve(settings.finetune.workers, have)))

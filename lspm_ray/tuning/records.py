@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -125,9 +125,9 @@ class Records:
         except (OSError, ValueError, TypeError, ConfigError):
             return None
 
-    def elapsed(self) -> float:
-        """Seconds that the runs of this sweep have taken so far."""
-        trials = self.load()
+    @staticmethod
+    def elapsed(trials: Sequence[Trial]) -> float:
+        """Seconds that the runs of a sweep with these trials have taken so far."""
         ends = [trial.ended or trial.began for trial in trials]
         ends += [epoch.seconds for trial in trials for epoch in trial.history]
         return max(ends, default=0.0)

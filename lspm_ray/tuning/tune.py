@@ -80,12 +80,14 @@ class Reserve:
         gpus: of Ray.
         concurrent: trials at the same time.
         fresh: each has a process of its own, which ends with it.
+        held_cpus: CPUs that it takes, those of workers of its own included.
     """
 
     cpus: float
     gpus: float
     concurrent: int
     fresh: bool = False
+    held_cpus: float = 1.0
 
 
 @dataclass
@@ -118,10 +120,12 @@ class Sweeper:
     trials: dict[int, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._before_s, self._started = self.records.elapsed(), time.monotonic()
-        for trial in self.records.load():
+        known = self.records.load()
+        self._before_s, self._started = self.records.elapsed(known), time.monotonic()
+        afresh = {"status": "running", "reason": "", "ended": None}
+        for trial in known:
             again = self.config.retry_failed and trial.status == "failed"
-            self.trials[trial.number] = trial.model_copy(update={"status": "running"}) if again else trial
+            self.trials[trial.number] = trial.model_copy(update=afresh) if again else trial
 
     @property
     def seconds(self) -> float:
@@ -210,7 +214,8 @@ class Sweeper:
         budget = self.config.budget
         if budget.minutes is not None and self.seconds + self._finalists_s() >= 60 * budget.minutes:
             return f"the time budget of {budget.minutes:g} minutes"
-        used = sum((trial.ended or self.seconds) - trial.began for trial in self.search_trials) * self.reserve.cpus
+        seconds = sum((trial.ended or self.seconds) - trial.began for trial in self.search_trials)
+        used = seconds * self.reserve.held_cpus
         if budget.cpu_hours is not None and used >= 3600 * budget.cpu_hours:
             return f"the budget of {budget.cpu_hours:g} CPU hours"
         return ""
@@ -259,6 +264,7 @@ class _Phase:
         self.sweeper, self.waiting, self.following = sweeper, list(waiting), following
         self.scheduler, self.exhausted = scheduler, exhausted
         self._forget: list[tuple[float, Trial]] = []
+        self._begun: set[int] = set()
         self._viewed = 0.0
 
     def run(self) -> None:
@@ -316,8 +322,12 @@ class _Phase:
 
     def started(self, number: int, params: Params) -> None:
         """Write down that a process has begun with the trial, with these settings."""
-        trial = self.sweeper.trials[number]
-        began = trial.began if trial.history else self.sweeper.seconds
+        trial, began = self.sweeper.trials[number], self.sweeper.trials[number].began
+        if number not in self._begun:
+            self._begun.add(number)
+            # A trial that goes on after a kill takes as long as it took before, and from now on.
+            spent = trial.history[-1].seconds - began if trial.history else 0.0
+            began = self.sweeper.seconds - spent
         self.sweeper.keep(trial.model_copy(update={"began": began, "params": dict(params)}))
 
     def told(self, number: int, result: Mapping[str, Any]) -> None:

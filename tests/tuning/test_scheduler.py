@@ -3,10 +3,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lspm_ray.errors import ConfigError
+from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Epoch, Trial
 from lspm_ray.tuning.scheduler import EPOCH, Scheduler
+from lspm_ray.tuning.space import Domain, Space
 
 STOP, CONTINUE = "STOP", "CONTINUE"
+
+SPACE = Space({"finetune.learning_rate": Domain(uniform=(0.0, 1.0))})
+GOALS = Goals(objectives={"validation.accuracy": "max"})
 
 
 class Running:
@@ -36,7 +41,7 @@ def watch(scheduler, number, values, metric="loss", fails=False):
 
 def decisions(spec, trials, metric="loss", mode="min"):
     """Epochs that each trial got, one after another."""
-    scheduler = Scheduler.make(spec).build(metric, mode, [])
+    scheduler = Scheduler.make(spec).build(metric, mode, [], SPACE)
     return [len(watch(scheduler, number, values, metric).history) for number, values in enumerate(trials)]
 
 
@@ -93,7 +98,7 @@ MODES = st.sampled_from([("loss", "min"), ("accuracy", "max")])
 @given(SPECS, MODES, st.lists(VALUES, max_size=8))
 def test_the_best_so_far_is_never_stopped(spec, metric_and_mode, trials):
     metric, mode = metric_and_mode
-    scheduler = Scheduler.make(spec).build(metric, mode, [])
+    scheduler = Scheduler.make(spec).build(metric, mode, [], SPACE)
     for number, values in enumerate(trials):
         watch(scheduler, number, values, metric)
     best = [0.01] * 9 if mode == "min" else [9.0] * 9
@@ -112,9 +117,9 @@ def test_the_best_so_far_is_never_stopped(spec, metric_and_mode, trials):
 )
 def test_told_of_trials_it_decides_as_if_it_had_seen_them(spec, metric_and_mode, before, after):
     metric, mode = metric_and_mode
-    live = Scheduler.make(spec).build(metric, mode, [])
+    live = Scheduler.make(spec).build(metric, mode, [], SPACE)
     seen = [watch(live, number, values, metric, fails) for number, (values, fails) in enumerate(before)]
-    told = Scheduler.make(spec).build(metric, mode, seen)
+    told = Scheduler.make(spec).build(metric, mode, seen, SPACE)
     for number, values in enumerate(after, len(before)):
         assert watch(told, number, values, metric) == watch(live, number, values, metric)
 
@@ -122,19 +127,19 @@ def test_told_of_trials_it_decides_as_if_it_had_seen_them(spec, metric_and_mode,
 def test_trials_that_failed_before_their_first_epoch_are_passed_over():
     failed = Trial(number=0, params={}, seed=0, status="failed")
     cut = Trial(number=1, params={}, seed=0, status="stopped")
-    for name in Scheduler.names():
-        assert watch(Scheduler.make(name).build("loss", "min", [failed, cut]), 2, [1.0]).status == "done"
+    for name in ("none", "asha", "median"):
+        assert watch(Scheduler.make(name).build("loss", "min", [failed, cut], SPACE), 2, [1.0]).status == "done"
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_a_grace_as_long_as_the_trial_is_refused(name):
-    Scheduler.make({"scheduler": name, "grace_epochs": 2}).check(3)
+    Scheduler.make({"scheduler": name, "grace_epochs": 2}).check(3, SPACE, GOALS)
     for epochs in (1, 2):
         with pytest.raises(
             ConfigError, match=rf"tune\.scheduler\.grace_epochs: trials of {epochs} epoch.*got 2.*finetune\.epochs"
         ):
-            Scheduler.make({"scheduler": name, "grace_epochs": 2}).check(epochs)
-    Scheduler.make("none").check(1)
+            Scheduler.make({"scheduler": name, "grace_epochs": 2}).check(epochs, SPACE, GOALS)
+    Scheduler.make("none").check(1, SPACE, GOALS)
 
 
 @pytest.mark.parametrize(
