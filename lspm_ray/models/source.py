@@ -162,13 +162,30 @@ def _directory(model: ModelConfig, field: str = "model.name", wanted: tuple[str,
         return open_artifact(model.name).local()
     path = Path(model.name).expanduser()
     if path.is_dir():
-        return path
+        return _of_run(path, field) if not (path / "config.json").exists() else path
     if not _HUB_ID.fullmatch(model.name) or model.name.startswith("."):
         raise ModelError("no such directory", field=field, value=model.name, valid=_FORMS)
     return _from_hub(model, field, wanted)
 
 
-_FORMS = ("org/model (Hub id)", "a local directory", "the URI of an artifact", "package:NAME/PATH")
+def _of_run(path: Path, field: str) -> Path:
+    """The model that was pretrained in a run's directory; any other directory is left as it is.
+
+    Raises:
+        ModelError: there are several.
+    """
+    made = [manifest.parent for manifest in sorted(path.glob(f"pretrain-*/{MANIFEST}"))]
+    if len(made) > 1:
+        raise ModelError("several models were pretrained there", field=field, value=str(path), valid=made)
+    return made[0] if made else path
+
+
+_FORMS = (
+    "org/model (Hub id)",
+    "a local directory (of a model, or of a run that pretrained one)",
+    "the URI of an artifact",
+    "package:NAME/PATH",
+)
 
 
 def _in_package(name: str, field: str) -> Path:

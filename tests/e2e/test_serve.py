@@ -99,7 +99,7 @@ def test_requests_that_make_no_sense(finished_run, lspm, arguments, message):
     assert result.returncode == 2 and message in result.stderr
 
 
-@pytest.mark.parametrize("job", ["0_run_all", "9_select"])
+@pytest.mark.parametrize("job", ["0_run_all", "10_select"])
 def test_jobs_run_a_stage(finished_run, job):
     import subprocess
     import sys

@@ -37,6 +37,15 @@ def test_a_uri_is_known_by_the_digest_of_the_artifact(tmp_path):
     assert fingerprint(ModelConfig(name=f"file://{made.uri}")) == made.digest
 
 
+def test_the_directory_of_a_run_stands_for_what_it_pretrained(tmp_path):
+    store = ArtifactStore(str(tmp_path / "run"))
+    made = toy_model_artifact(store, "pretrain")
+    assert locate(ModelConfig(name=str(tmp_path / "run"))) == Path(made.uri)
+    toy_model_artifact(store, "pretrain", seed=1)
+    with pytest.raises(ModelError, match=r"several models were pretrained there.*valid: .*pretrain-"):
+        locate(ModelConfig(name=str(tmp_path / "run")))
+
+
 def test_a_damaged_artifact_is_not_taken_over(tmp_path):
     made = toy_model_artifact(ArtifactStore(str(tmp_path)), "pretrain")
     edit(Path(made.uri), architectures=["Other"])
