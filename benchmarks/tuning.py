@@ -6,11 +6,12 @@
     random    random search (the same ranges), each point trained to its end
     ours      TPE with ASHA, what `lspm tune` does by default
 
-The task: is the item of a clothing review recommended (CC0, examples/data/reviews), by an LSTM from fresh weights, judged
-by balanced accuracy on validation. Each contender is a whole sweep of its own by `lspm_ray.sweep`, with as many trials
-as the grid has points; random and ours are repeated with several seeds, in turn. Compute is counted in epochs of
-training, in the order in which they ended. Reported are, per contender and seed, the epochs until the best score so far
-is at least that of the grid (None if it never was) as a share of all the grid's epochs, and medians over the seeds.
+The task: is the item of a clothing review recommended (CC0, examples/data/reviews), by an LSTM from fresh weights,
+judged by balanced accuracy on validation. Each contender is a whole sweep of its own by `lspm_ray.sweep`, with as
+many trials as the grid has points; random and ours are repeated with several seeds, in turn. Compute is counted in
+epochs of training, in the order in which they ended. Reported are, per contender and seed, the epochs until the best
+score so far is at least that of the grid (None if it never was) as a share of all the grid's epochs, and medians over
+the seeds.
 
 Overhead: of the time in which trials could run, what was spent between trials (scheduling, starting processes), and of
 the time of a trial, what was not spent in epochs of training and validation (loading, writing the model), in the sweep

@@ -35,6 +35,7 @@ from lspm_ray.config import Config, digest_of
 from lspm_ray.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
+_WAIT_S = 0.2
 _CHUNK_BYTES = 1 << 20
 _QUERY = re.compile(r"\?[A-Za-z_]\w*=.*$")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}")
@@ -195,9 +196,11 @@ class ArtifactStore:
 
     Args:
         root: local path or URI. Created when the first artifact is written.
+        on_wait: called now and then while another process makes what this one wants.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, on_wait: Callable[[], None] = lambda: None) -> None:
+        self._on_wait = on_wait
         self._fs, self._base = filesystem(root)
         self._local = isinstance(self._fs, pafs.LocalFileSystem)
         self.root = self._base if self._local else root.rstrip("/")
@@ -328,11 +331,31 @@ class ArtifactStore:
         key = self.key(stage, config, parents)
         found = self.find(stage, key)
         if found is None:
-            with self.create(stage, config, parents, key) as draft:
-                build(draft)
-            found = self.get(f"{stage}-{key}")
+            with self.turn(stage, key):
+                found = self.find(stage, key)
+                if found is None:
+                    with self.create(stage, config, parents, key) as draft:
+                        build(draft)
+                    found = self.get(f"{stage}-{key}")
         self.clear_work(stage, key)
         return found
+
+    @contextmanager
+    def turn(self, stage: str, key: str) -> Iterator[None]:
+        """Keep other processes of this machine from making the same artifact meanwhile; waits for one that does.
+
+        Does nothing for remote stores.
+        """
+        if not self._local:
+            yield
+            return
+        locks = Path(self._base) / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / f"{_checked(stage)}-{key}").open("a") as lock:
+            while not _lock(lock, fcntl.LOCK_EX):
+                self._on_wait()
+                time.sleep(_WAIT_S)
+            yield
 
     def _seal(self, writing: str, final: str, manifest: Manifest) -> None:
         data = manifest.model_dump_json(indent=1).encode()

@@ -92,7 +92,7 @@ class FinetuneTrials:
             task=Task.make(settings.task),
             start=open_artifact(shared.start),
             data=open_artifact(shared.data),
-            store=ArtifactStore(self.root),
+            store=ArtifactStore(self.root, on_wait=beat),
             threads=self.threads,
             gpu=self.gpu,
             report=lambda _: beat(),

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,36 @@ with ArtifactStore({store.root!r}).exclusive():
     assert not store.busy()
     with store.exclusive():
         pass
+
+
+def test_processes_that_want_the_same_artifact_take_turns(tmp_path):
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from lspm_ray.artifact import ArtifactStore\n"
+        "def build(draft):\n"
+        "    with Path(sys.argv[2]).open('a') as log: log.write('made\\n')\n"
+        "    for part in range(20):\n"
+        "        (draft.path / f'{part}.txt').write_text(str(part))\n"
+        "        time.sleep(0.02)\n"
+        "print(ArtifactStore(sys.argv[1]).make('thing', {}, {}, build).digest)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "store"), str(tmp_path / "log")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    digests = {process.communicate()[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(digests) == 1 and (tmp_path / "log").read_text() == "made\n"
+    ArtifactStore(str(tmp_path / "store")).artifacts()[0].verify()
+
+
+def test_who_waits_for_a_turn_is_asked_to_say_so(tmp_path):
+    waits = []
+    with ArtifactStore(str(tmp_path)).turn("thing", "k"):
+        waiting = ArtifactStore(str(tmp_path), on_wait=lambda: waits.append(1) or release.set())
+        release = threading.Event()
+        made = threading.Thread(target=lambda: waiting.make("thing", {}, {}, lambda draft: None))
+        with ArtifactStore(str(tmp_path)).turn("thing", waiting.key("thing", {}, {})):
+            made.start()
+            assert release.wait(10)
+        made.join(10)
+    assert waits and waiting.artifacts()

@@ -155,8 +155,13 @@ def outputs(
     """
     what = {"splits": list(splits), "gpu": gpu}
     keys = {name: store.key(OUTPUTS_STAGE, what, _parents(model, data)) for name, model in models.items()}
-    missing = {name: models[name] for name, key in keys.items() if store.find(OUTPUTS_STAGE, key) is None}
-    if missing:
+    missing = _missing(models, keys, store)
+    with ExitStack() as turns:
+        for key in sorted(keys[name] for name in missing):
+            turns.enter_context(store.turn(OUTPUTS_STAGE, key))
+        missing = _missing(missing, keys, store)
+        if not missing:
+            return {name: store.get(f"{OUTPUTS_STAGE}-{key}") for name, key in keys.items()}
         files = {file: split for split in splits for file in split_files(data, split, execute)}
         total = sum(sum(class_counts(data, split)) for split in splits)
         with ExitStack() as stack:
@@ -166,6 +171,12 @@ def outputs(
             }
             _fill(writers, compute(list(files), missing, ["id", "label"], gpu), files, total, report)
     return {name: store.get(f"{OUTPUTS_STAGE}-{key}") for name, key in keys.items()}
+
+
+def _missing(models: Mapping[str, Artifact], keys: Mapping[str, str], store: ArtifactStore) -> dict[str, Artifact]:
+    """Models without outputs; of those that are one and the same model under several names, one."""
+    once = {keys[name]: name for name in models}
+    return {name: models[name] for key, name in once.items() if store.find(OUTPUTS_STAGE, key) is None}
 
 
 def _parents(model: Artifact, data: Artifact) -> dict[str, str]:

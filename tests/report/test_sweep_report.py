@@ -255,8 +255,8 @@ def test_a_place_on_an_axis_follows_its_domain() -> None:
     whole = Axis.of("a", Domain(randint=(1, 4)))
     assert [label for _, label in whole.ticks] == ["1", "2", "3", "4"]
     assert Axis.of("a", Domain(randint=(0, 1000))).place(250) == 0.25
-    listed = Axis.of("a", Domain(choice=[1, True, "1", {"b": [1]}, None]))
-    assert [listed.place(value) for value in (1, True, "1", {"b": [1]}, None)] == pytest.approx(
+    listed = Axis.of("a", Domain(choice=[2, True, "1", {"b": [1]}, None]))
+    assert [listed.place(value) for value in (2, True, "1", {"b": [1]}, None)] == pytest.approx(
         [0.1, 0.3, 0.5, 0.7, 0.9]
     )
     assert listed.place("never heard of") is None
