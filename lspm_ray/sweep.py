@@ -6,7 +6,6 @@ calibration and the test split; the winner's score on test is reported when ever
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,7 +27,7 @@ from lspm_ray.settings import Settings
 from lspm_ray.training.trainer import resolve
 from lspm_ray.trial import VALIDATION, FinetuneTrials, Prepared, shared_key
 from lspm_ray.tuning.config import PREPARED, TuneConfig
-from lspm_ray.tuning.finalists import Answers, interval, resample, score
+from lspm_ray.tuning.finalists import Answers, interval, level, resample, score
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.importance import importance
 from lspm_ray.tuning.metrics import needs
@@ -45,11 +44,18 @@ WORK = "sweep"
 
 _MOST_PREPARED = 64
 _POINTS_CHECKED = 32
+_FITS_THE_MODEL = ("compress.", "finetune.frozen_layers")
 _MOST_COUNTED = 1_000_000
 _DISTRIBUTED_CPUS = 0.01
 """What a trial holds that only waits for workers of its own."""
+_RESTS = {"profile", "select", "report", "gain"}
+"""Stages that no trial makes: whoever made them wants what they rest on."""
 _EXTENT = {"budget", "finalists", "seeds"}
 _EXECUTION = {"trial", "concurrent", "hang_s", "retry_failed", "use_winner"}
+
+
+class NoWinnerError(ConfigError):
+    """No trial of a sweep came to an end and kept the constraints."""
 
 
 def sweep(settings: Settings, store: ArtifactStore, report: Report) -> Artifact:
@@ -73,6 +79,8 @@ def sweep(settings: Settings, store: ArtifactStore, report: Report) -> Artifact:
     what = _identity(settings)
     uri = store.work_uri(WORK, store.key(WORK, _without(what, _EXTENT), parents))
     key = store.key(STAGE, what, parents)
+    if config.retry_failed:
+        _forget_if_failed(store, key)
 
     def build(draft: Draft) -> None:
         records = Records(uri, lambda line: report(f"! {line}"))
@@ -117,15 +125,22 @@ def read_sweep(artifact: Artifact) -> Sweep:
     return Sweep.parse(artifact.read_json(SWEEP_FILE))
 
 
+def _forget_if_failed(store: ArtifactStore, key: str) -> None:
+    """Have a sweep that is done go on, if some of its trials failed."""
+    found = store.find(STAGE, key)
+    if found is not None and any(trial.status == "failed" for trial in read_sweep(found).trials):
+        store.delete(name_of(found.uri))
+
+
 def with_winner(settings: Settings, artifact: Artifact) -> Settings:
     """The settings with the winner's values.
 
     Raises:
-        ConfigError: no trial keeps the constraints.
+        NoWinnerError: no trial keeps the constraints.
     """
     winner = read_sweep(artifact).winner
     if winner is None:
-        raise ConfigError(
+        raise NoWinnerError(
             "the sweep has no winner: no trial came to an end and kept the constraints",
             field="tune.constraints",
             value={name: limit.model_dump(exclude_none=True) for name, limit in _config(settings).constraints.items()},
@@ -170,12 +185,20 @@ def reserve_for(settings: Settings, have: Mapping[str, float], node: Mapping[str
     """
     config, workers = _config(settings), settings.finetune.workers
     most = config.concurrent or 1_000_000
+    measured = needs(config.goals(settings.finetune.metric).names, sorted(settings.compress.variants)).measured
+    if measured and settings.serve.variant.gpus:
+        raise ConfigError(
+            "the speed of models on a GPU cannot be measured in a trial, which holds it",
+            field="tune.objectives",
+            value=config.goals(settings.finetune.metric).names,
+            hint="Tune for quality, and let lspm run measure the winner",
+        )
     if (workers.num_workers or 1) > 1:
         scaling = resolve(workers, dict(have), grows=settings.cluster.wait_for_nodes_s is not None)
         cpus = scaling.num_workers * scaling.cpus_per_worker + 0.5
         fit = [have.get("CPU", 0.0) / cpus] + ([have.get("GPU", 0.0) / scaling.num_workers] if scaling.use_gpu else [])
-        return Reserve(_DISTRIBUTED_CPUS, 0.0, max(1, min(most, math.floor(min(fit)))), fresh=True, held_cpus=cpus)
-    measured = needs(config.goals(settings.finetune.metric).names, sorted(settings.compress.variants)).measured
+        concurrent = 1 if measured else max(1, min(most, math.floor(min(fit))))
+        return Reserve(_DISTRIBUTED_CPUS, 0.0, concurrent, fresh=True, held_cpus=cpus)
     cpus = config.trial.cpus or (node["CPU"] if measured else min(1.0, node["CPU"]))
     gpus = config.trial.gpus
     if gpus is None:
@@ -209,6 +232,24 @@ def points_to_prepare(settings: Settings) -> list[Params]:
                 field="tune.space",
                 hint="Vary fewer of them",
             )
+    return points
+
+
+def extremes(settings: Settings, prepared: Params) -> list[Params]:
+    """Points with the lowest and the highest value of each field that has to fit the model.
+
+    Args:
+        settings: with a section `tune`.
+        prepared: one of `points_to_prepare`.
+    """
+    space = Space(_config(settings).space)
+    random = partial(_draw, np.random.default_rng(0))
+    points = []
+    for path, domain in space.domains.items():
+        if path.startswith(_FITS_THE_MODEL):
+            for value in domain.extremes:
+                point = space.sample(settled(prepared | {path: value}, random))
+                points += [point] if point.get(path) == value and not _problem_with(settings, point) else []
     return points
 
 
@@ -341,11 +382,15 @@ def _conclude(
 ) -> Sweep:
     config, goals, metric = sweeper.config, sweeper.goals, sweeper.metric
     best = _ranked(sweeper.search_trials, goals)[: config.finalists]
+    for trial in best:
+        if problem.lost(trial):
+            sweeper.redo(trial)
     repeated = sweeper.repeat([trial.params for trial in best])
-    groups = []
-    for place, trial in enumerate(best):
-        again = [other for other in repeated[place] if other.status == "done"]
-        groups.append(again if sweeper.population else [trial, *again])
+    best = [sweeper.trials[trial.number] for trial in best]
+    groups = [
+        [other for other in again if other.status == "done"] if config.seeds else [trial]
+        for trial, again in zip(best, repeated, strict=True)
+    ]
     report("tune: comparing the finalists")
     numbers = [trial.number for trial, group in zip(best, groups, strict=True) if group]
     groups = [group for group in groups if group]
@@ -389,22 +434,28 @@ def _judge(
     sign = 1.0 if goals.first_is_higher else -1.0
     scores = [{trial.seed: trial.values[goals.first] for trial in group} for group in groups]
     drawn = _resampled(groups, goals.first, problem, store, report)
-    order = sorted(range(len(groups)), key=lambda place: -sign * float(np.mean(list(scores[place].values()))))
+    means = [_means(group) for group in groups]
+    kept = [place for place in range(len(groups)) if goals.violation(means[place]) == 0]
+    order = sorted(kept, key=lambda place: goals.order(means[place]))
     finalists = []
     for place in order:
         mine = list(scores[place].values())
-        values = {name: float(np.mean([t.values[name] for t in groups[place]])) for name in groups[place][0].values}
         finalist = Finalist(
             number=numbers[place],
             params=groups[place][0].params,
             scores=mine,
             mean=interval(mine, drawn.get(place)),
-            values=values,
+            values=means[place],
         )
         if place != order[0]:
-            finalist = finalist.model_copy(update=_behind(scores, drawn, order[0], place, sign))
+            finalist = finalist.model_copy(update=_behind(scores, drawn, order[0], place, sign, level(len(order))))
         finalists.append(finalist)
     return finalists, order
+
+
+def _means(group: Sequence[Trial]) -> dict[str, float]:
+    """Everything that was measured, averaged over the seeds."""
+    return {name: float(np.mean([trial.values[name] for trial in group])) for name in group[0].values}
 
 
 def _resampled(
@@ -428,13 +479,15 @@ def _resampled(
 
 
 def _behind(
-    scores: list[dict[int, float]], drawn: Mapping[int, Any], winner: int, place: int, sign: float
+    scores: list[dict[int, float]], drawn: Mapping[int, Any], winner: int, place: int, sign: float, confidence: float
 ) -> dict[str, Any]:
     """By how much the winner is better, seed by seed, and whether that can be told."""
     common = [seed for seed in scores[winner] if seed in scores[place]]
+    if not common:  # other seeds of each have failed
+        return {}
     differences = [sign * (scores[winner][seed] - scores[place][seed]) for seed in common]
     rows = sign * (drawn[winner] - drawn[place]) if drawn else None
-    behind = interval(differences, rows)
+    behind = interval(differences, rows, confidence)
     return {"behind": behind, "distinguishable": behind.low > 0 and (len(common) > 1 or rows is not None)}
 
 
@@ -461,19 +514,33 @@ def _gap(group: list[Trial], metric: str, problem: FinetuneTrials, store: Artifa
 
 
 def _drop_losers(store: ArtifactStore, problem: FinetuneTrials, found: Sweep, begun_utc: str) -> None:
-    """Remove models that the sweep made and that are no finalists', and everything that was made of them."""
-    kept = {json.dumps(finalist.params, sort_keys=True) for finalist in found.finalists}
-    losers = [t for t in found.trials if t.status == "done" and json.dumps(t.params, sort_keys=True) not in kept]
-    gone = {artifact.digest for trial in losers if (artifact := _made(problem, trial)) is not None}
-    made = [artifact for artifact in store.artifacts() if artifact.manifest.created_utc > begun_utc]
-    while True:
-        more = [a for a in made if a.digest in gone or gone & set(a.manifest.parents.values())]
-        if not more:
-            return
+    """Remove models that the sweep made and nobody needs, and everything that was made of them.
+
+    Needed are those of the finalists, and what a run that went on to `profile` or further rests on.
+    """
+    artifacts = store.artifacts()
+    points = [finalist.params for finalist in found.finalists]
+    done = [(trial, _made(problem, trial)) for trial in found.trials if trial.status == "done"]
+    needed = {made.digest for trial, made in done if made is not None and trial.params in points}
+    needed |= {artifact.digest for artifact in artifacts if artifact.manifest.stage in _RESTS}
+    needed = _with_ancestors(needed, artifacts)
+    gone = {made.digest for trial, made in done if made is not None} - needed
+    left = [a for a in artifacts if a.manifest.created_utc > begun_utc and a.digest not in needed]
+    while more := [a for a in left if a.digest in gone or gone & set(a.manifest.parents.values())]:
         for artifact in more:
             gone.add(artifact.digest)
             store.delete(name_of(artifact.uri))
-            made.remove(artifact)
+            left.remove(artifact)
+
+
+def _with_ancestors(digests: set[str], artifacts: Sequence[Artifact]) -> set[str]:
+    parents = {artifact.digest: set(artifact.manifest.parents.values()) for artifact in artifacts}
+    found, waiting = set(digests), list(digests)
+    while waiting:
+        new = parents.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def _made(problem: FinetuneTrials, trial: Trial) -> Artifact | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,19 +104,31 @@ class FinetuneTrials:
         best = _quality(full.manifest.summary["best"])
         return Outcome(history, {f"validation.{name}": value for name, value in best.items()} | self._more(work, full))
 
-    def forget(self, trial: Trial) -> None:
+    def forget(self, trial: Trial, running: Sequence[Trial]) -> None:
         """See `Problem.forget`."""
-        settings, shared = self.settings_of(trial), self.prepared[shared_key(trial.params)]
-        task, store = Task.make(settings.task), ArtifactStore(self.root)
-        parts = identity(settings.finetune, task, open_artifact(shared.start), open_artifact(shared.data))
-        store.clear_work(STAGE, store.key(STAGE, *parts))
+        key = self._key(trial)
+        if all(self._key(other) != key for other in running):
+            ArtifactStore(self.root).clear_work(STAGE, key)
+
+    def lost(self, trial: Trial) -> bool:
+        """See `Problem.lost`."""
+        member = self.population_uri is not None and not trial.finalist
+        return not member and ArtifactStore(self.root).find(STAGE, self._key(trial)) is None
 
     def full_model(self, trial: Trial) -> Artifact:
-        """What a trial that is done has trained."""
+        """What a trial that is done has trained.
+
+        Raises:
+            ArtifactError: it was removed.
+        """
+        return ArtifactStore(self.root).get(f"{STAGE}-{self._key(trial)}")
+
+    def _key(self, trial: Trial) -> str:
+        """Of the full model."""
         settings, shared = self.settings_of(trial), self.prepared[shared_key(trial.params)]
-        task, store = Task.make(settings.task), ArtifactStore(self.root)
-        parts = identity(settings.finetune, task, open_artifact(shared.start), open_artifact(shared.data))
-        return store.get(f"{STAGE}-{store.key(STAGE, *parts)}")
+        start, data = open_artifact(shared.start), open_artifact(shared.data)
+        parts = identity(settings.finetune, Task.make(settings.task), start, data)
+        return ArtifactStore(self.root).key(STAGE, *parts)
 
     def _training(self, settings: Settings, report: Report, on_epoch: OnEpoch) -> Callable[[TrainJob], Trained]:
         last = settings.finetune.epochs

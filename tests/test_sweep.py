@@ -78,15 +78,15 @@ def test_what_there_will_be_is_said(raw):
             r"^tune\.space\.select\.first: .*no such variant \(got 'big'\); valid: full, small",
         ),
         (
-            {"searcher": "grid", "space": {"finetune.seed": {"randint": [0, 20]}}},
+            {"searcher": "grid", "space": {"finetune.batch_size": {"randint": [1, 21]}}},
             r"^tune\.budget\.trials: the grid has 21 points, .* \(got 20\)\. Raise it",
         ),
         (
-            {"searcher": "grid", "space": {"finetune.seed": {"randint": [0, 2**31]}}},
+            {"searcher": "grid", "space": {"finetune.batch_size": {"randint": [1, 2**31]}}},
             r"^tune\.budget\.trials: the grid has over 1,000,000 points",
         ),
         (
-            {"space": {"finetune.seed": {"grid": list(range(5))}, "data.seed": {"grid": list(range(5))}}},
+            {"space": {"finetune.batch_size": {"grid": list(range(1, 6))}, "data.seed": {"grid": list(range(5))}}},
             r"^tune\.budget\.trials: the grid has 25 points, .* \(got 20\)",
         ),
         (
@@ -110,8 +110,8 @@ def test_mistakes_are_known_before_anything_is_made(raw, tune, message):
 
 
 def test_a_grid_of_as_many_points_as_trials_is_fine(raw):
-    check_settings(parse(raw, searcher="grid", space={"finetune.seed": {"randint": [1, 20]}}))
-    grids = {"finetune.seed": {"grid": [1, 2, 3, 4]}, "data.seed": {"grid": [1, 2, 3, 4, 5]}}
+    check_settings(parse(raw, searcher="grid", space={"finetune.batch_size": {"randint": [1, 20]}}))
+    grids = {"finetune.batch_size": {"grid": [1, 2, 3, 4]}, "data.seed": {"grid": [1, 2, 3, 4, 5]}}
     check_settings(parse(raw, space=grids | LR))
 
 

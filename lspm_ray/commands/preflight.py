@@ -23,7 +23,7 @@ from lspm_ray.models.source import ModelConfig, locate, locate_tokenizer, read_c
 from lspm_ray.pipeline import Pipeline, ReadOnlyStore
 from lspm_ray.serving.deploy import check_fits
 from lspm_ray.settings import Settings
-from lspm_ray.sweep import check_settings, points_to_prepare, reserve_for
+from lspm_ray.sweep import check_settings, extremes, points_to_prepare, reserve_for
 from lspm_ray.tasks import Task
 from lspm_ray.training.fresh import fresh_config
 from lspm_ray.training.objective import Objective, Vocabulary
@@ -224,6 +224,8 @@ def _sweep(settings: Settings) -> list[str]:
     for params in points_to_prepare(settings):
         each = settings.with_values(params)
         found += [*_start(each, ["base"]), _data(each.labelled)]
+        for point in extremes(settings, params):
+            _start(settings.with_values(point), ["base"])
     return list(dict.fromkeys(found))
 
 

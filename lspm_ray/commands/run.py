@@ -16,6 +16,7 @@ from lspm_ray.errors import ConfigError
 from lspm_ray.pipeline import NotMadeError, Pipeline, ReadOnlyStore
 from lspm_ray.report.build import PAGE_FILE
 from lspm_ray.settings import Settings
+from lspm_ray.sweep import NoWinnerError, read_sweep
 
 _WORK = {"compress": ["variant", "teach"], "tune": ["sweep"]}
 """Stages whose unfinished work is kept under other names."""
@@ -91,7 +92,7 @@ def finished(settings: Settings) -> dict[str, Any]:
     for name in settings.stages:
         try:
             done[name] = pipeline.stage(name)
-        except NotMadeError:
+        except (NotMadeError, NoWinnerError):
             break
     return done
 
@@ -162,7 +163,8 @@ def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipe
     if last == "report":
         print(f"report: {pipeline.report_page.path(PAGE_FILE)}")
     if last == "tune":
-        print(f"next: {_command('run', config, overrides)} --from-sweep")
+        if read_sweep(pipeline.tune).winner is not None:
+            print(f"next: {_command('run', config, overrides)} --from-sweep")
         return
     verb = next_command(stages, last)
     if verb is not None:

@@ -42,12 +42,14 @@ def print_sweep(pipeline: Pipeline) -> None:
     rows = []
     for finalist in found.finalists:
         mean = finalist.mean
-        behind = finalist.behind
-        note = "winner" if behind is None else "" if finalist.distinguishable else "not distinguishable from the winner"
+        note = "" if finalist.distinguishable else "not distinguishable from the winner"
+        note = "winner" if finalist is found.winner else note
         others = [f"{finalist.values[name]:.4g}" for name in names[1:]]
         score = f"{mean.value:.4f} ({mean.low:.4f}-{mean.high:.4f})"
         rows.append([finalist.number, shown(finalist.params), score, *others, note])
-    if rows:
+    if not rows:
+        print("no winner: no trial came to an end and kept the constraints")
+    else:
         table(["trial", "point", f"{names[0]} (95 %)", *names[1:], "note"], rows)
     if found.gap is not None:
         gap = found.gap

@@ -168,7 +168,7 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
 def _run_here(steps: list[_Step], store: ArtifactStore, report: Report, threads: int) -> list[Artifact]:
     for step in steps:
         if store.find(STAGE, step.key) is None:
-            _make(step.model_copy(update={"threads": threads}).model_dump(mode="json"), report)
+            _make(step.model_copy(update={"threads": threads, "workers": None}).model_dump(mode="json"), report)
     return [store.get(f"{STAGE}-{step.key}") for step in steps]
 
 
@@ -183,7 +183,8 @@ def _make(raw: dict[str, Any], report: Report) -> None:
 
     step = _Step.parse(raw)
     torch.set_num_threads(step.threads)
-    store, method = ArtifactStore(step.root), Method.make(step.what["step"])
+    method = Method.make(step.what["step"])
+    store = ArtifactStore(step.root, on_wait=lambda: report(f"{method.name}: another process is at work on the same"))
     source, task = open_artifact(step.source).local(), Task.make(step.what["task"])
 
     def say(line: str) -> None:

@@ -18,6 +18,18 @@ SECTIONS = ("model", "task", "data", "finetune", "compress", "select")
 PREPARED = ("model", "task", "data")
 """Those of them that decide what the trials are trained on, which is made before they start."""
 
+FIXED = {
+    "finetune.seed": "finalists are trained with several seeds",
+    "finetune.workers": "it changes where a model is trained, not the model",
+    "finetune.compare_scratch": "it changes no model",
+    "finetune.metric": "trials are compared by it",
+    "compress.workers": "it changes where a model is trained, not the model",
+    "select.alpha": "a looser promise would always win",
+    "select.delta": "a looser promise would always win",
+    "select.risk": "a looser promise would always win",
+}
+"""Fields in these sections that cannot vary, and why."""
+
 
 class BudgetConfig(Config):
     """When to stop searching, whichever comes first.
@@ -60,7 +72,8 @@ class TuneConfig(Config):
         trial: what one trial reserves.
         concurrent: trials at the same time, at most; None for as many as the cluster holds.
         finalists: best points that are trained again with other seeds.
-        seeds: per finalist.
+        seeds: that each finalist is trained with again. The score that made it a finalist is flattered by having been
+            chosen, and does not count any more. With 0 it does.
         hang_s: seconds without any progress after which a trial is ended and reported.
         retry_failed: run failed trials of an earlier run of this sweep again.
         use_winner: `lspm run` and the later stages use the winner's settings (`--from-sweep`).
@@ -76,7 +89,7 @@ class TuneConfig(Config):
     trial: TrialConfig = TrialConfig()
     concurrent: int | None = Field(None, ge=1)
     finalists: int = Field(3, ge=1)
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=0)
     hang_s: float = Field(900.0, gt=0)
     retry_failed: bool = False
     use_winner: bool = False
@@ -97,6 +110,9 @@ class TuneConfig(Config):
         for path in self.space:
             if path.split(".")[0] not in SECTIONS or ("." not in path and path != "model"):
                 raise ValueError(f"space: `{path}` cannot vary; fields of these sections can: {', '.join(SECTIONS)}")
+            for fixed, why in FIXED.items():
+                if path == fixed or path.startswith(f"{fixed}."):
+                    raise ValueError(f"space: `{path}` cannot vary: {why}")
         try:
             Searcher.make(self.searcher).check(Space(self.space), Goals(objectives={"validation.loss": "min"}))
             Space(self.space).part(*PREPARED)

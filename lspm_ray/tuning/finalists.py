@@ -37,13 +37,20 @@ class Answers:
     logits: NDArray[np.float32]
 
 
-def interval(scores: Sequence[float], resampled: Floats | None) -> Estimate:
-    """Mean of the scores of several seeds with its 95 % interval (Student's t, degrees of freedom by Welch and
+def level(finalists: int) -> float:
+    """Confidence of the comparison of two of so many points, so that all pairs together are at 95 % (Bonferroni): the
+    winner is not given beforehand, it is the best of them."""
+    return 1 - (1 - _CONFIDENCE) / max(1, finalists * (finalists - 1) // 2)
+
+
+def interval(scores: Sequence[float], resampled: Floats | None, confidence: float = _CONFIDENCE) -> Estimate:
+    """Mean of the scores of several seeds with its interval (Student's t, degrees of freedom by Welch and
     Satterthwaite).
 
     Args:
         scores: one per seed.
         resampled: the mean on bootstrap resamples of the rows [resamples]; None if the score is of no rows.
+        confidence: level of the interval.
     """
     values = np.asarray(scores, dtype=np.float64)
     mean, n = float(values.mean()), len(values)
@@ -53,7 +60,7 @@ def interval(scores: Sequence[float], resampled: Floats | None) -> Estimate:
         return Estimate(value=mean, low=mean, high=mean)
     # The rows' share is known from many resamples: only that between seeds costs degrees of freedom.
     freedom = (between + rows) ** 2 * (n - 1) / between**2 if between else np.inf
-    half = float(student.ppf((1 + _CONFIDENCE) / 2, freedom)) * float(np.sqrt(between + rows))
+    half = float(student.ppf((1 + confidence) / 2, freedom)) * float(np.sqrt(between + rows))
     return Estimate(value=mean, low=mean - half, high=mean + half)
 
 

@@ -67,8 +67,11 @@ class Problem(Protocol):
             given: go on from what another trial has offered there.
         """
 
-    def forget(self, trial: Trial) -> None:
-        """Remove what an unfinished trial has left behind."""
+    def forget(self, trial: Trial, running: Sequence[Trial]) -> None:
+        """Remove what an unfinished trial has left behind, unless one that still runs is at it."""
+
+    def lost(self, trial: Trial) -> bool:
+        """Whether what a finished trial has made is there no more, but is needed."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Sweeper:
         log_uri: directory for TensorBoard.
         report: progress.
         trials: by number.
-        minutes: of the whole sweep; None without limit.
+        redone: numbers of those that `redo` was asked for.
     """
 
     config: TuneConfig
@@ -118,6 +121,7 @@ class Sweeper:
     log_uri: str
     report: Report
     trials: dict[int, Trial] = field(default_factory=dict)
+    redone: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         known = self.records.load()
@@ -162,7 +166,7 @@ class Sweeper:
         mode = "min" if self.metric == "loss" else "max"
         over = [trial for trial in self.search_trials if trial.over]
         waiting = [trial for trial in self.search_trials if not trial.over]
-        if len(over) < self.limit:
+        if len(over) < self.limit and not self._exhausted() and not hopeless(over):
             made = scheduler.build(self.metric, mode, over, space)
             _Phase(self, waiting, following, made, self._exhausted, paused=scheduler.population).run()
         spent = self._exhausted() or "the budget"
@@ -178,22 +182,30 @@ class Sweeper:
         return Scheduler.find(self.config.scheduler["scheduler"]).population
 
     def repeat(self, points: Sequence[Params]) -> list[list[Trial]]:
-        """Train points again, each with every further seed; those of a population with every seed.
+        """Train points again, each with every further seed.
 
         Returns:
             Per point its trials.
         """
-        first = 0 if self.population else 1
         made = [
-            [self._repetition(params, self.seed + extra) for extra in range(first, self.config.seeds)]
+            [self._repetition(params, self.seed + extra) for extra in range(1, self.config.seeds + 1)]
             for params in points
         ]
-        waiting = [trial for trials in made for trial in trials if not trial.over]
+        for trial in [trial for trials in made for trial in trials]:
+            if trial.status == "done" and self.problem.lost(trial):
+                self.redo(trial)
+        wanted = self.redone | {trial.number for trials in made for trial in trials}
+        waiting = [trial for trial in self.trials.values() if not trial.over and trial.number in wanted]
         if waiting:
             from ray.tune.schedulers import FIFOScheduler
 
             _Phase(self, waiting, lambda: None, FIFOScheduler(), lambda: "").run()
         return [[self.trials[trial.number] for trial in trials] for trials in made]
+
+    def redo(self, trial: Trial) -> None:
+        """Have a finished trial run again by the next `repeat`: what it has made is needed, and was removed."""
+        self.redone.add(trial.number)
+        self.keep(trial.model_copy(update={"status": "running", "values": {}, "ended": None}))
 
     def keep(self, trial: Trial) -> None:
         """Write down what is new of a trial."""
@@ -225,17 +237,24 @@ class Sweeper:
         done = [t for t in self.search_trials if t.status == "done" and self.goals.violation(t.values) == 0]
         best = sorted(done, key=lambda trial: self.goals.order(trial.values))[: self.config.finalists]
         seconds = [trial.seconds for trial in best]
-        rounds = math.ceil(len(seconds) * (self.config.seeds - 1) / self.reserve.concurrent)
+        rounds = math.ceil(len(seconds) * self.config.seeds / self.reserve.concurrent)
         return rounds * max(seconds, default=0.0)
 
     def _raise_if_hopeless(self) -> None:
-        trials = self.search_trials
-        if trials and all(trial.status == "failed" for trial in trials):
+        if failed := hopeless(self.search_trials, fewest=1):
             raise TrainingError(
-                f"every trial failed; the first: {trials[0].reason}",
+                f"every trial failed; the first: {failed[0].reason}",
                 field="tune",
                 hint="Mend the configuration, then run again with tune.retry_failed=true",
             )
+
+
+def hopeless(trials: Sequence[Trial], fewest: int = _GIVE_UP_AFTER) -> list[Trial]:
+    """The failed trials, if there are so many, and none has got anywhere: then more would fail too."""
+    failed = [trial for trial in trials if trial.status == "failed"]
+    # One that was cut off by the end of the search may not have got anywhere either.
+    good = [trial for trial in trials if trial.status == "done" or (trial.status == "stopped" and trial.history)]
+    return failed if len(failed) >= fewest and not good else []
 
 
 class _Phase:
@@ -362,9 +381,8 @@ class _Phase:
         self._forget.append((sweeper.seconds, sweeper.trials[number]))
 
     def hopeless(self) -> bool:
-        """Whether so many trials failed, and none did not, that more would too."""
-        over = [trial for trial in self.sweeper.search_trials if trial.over]
-        return len(over) >= _GIVE_UP_AFTER and all(trial.status == "failed" for trial in over)
+        """Whether it makes no sense to go on."""
+        return bool(hopeless(self.sweeper.search_trials))
 
     def tick(self) -> None:
         """What is to be done now and then."""
@@ -391,7 +409,8 @@ class _Phase:
     def _clean(self, before: float) -> None:
         for entry in [entry for entry in self._forget if entry[0] <= before]:
             self._forget.remove(entry)
-            self.sweeper.problem.forget(entry[1])
+            running = [trial for trial in self.sweeper.trials.values() if not trial.over]
+            self.sweeper.problem.forget(entry[1], running)
 
 
 def _trainable(problem: Problem, metric: str, hang_s: float) -> Callable[[dict[str, Any]], None]:

@@ -87,14 +87,15 @@ def test_a_killed_sweep_goes_on_and_does_nothing_twice(config, lspm):
     assert [number for number, record in found.items() if not record["finalist"]] == list(range(TRIALS))
     assert {record["status"] for record in found.values()} == {"done"}
     assert {number: found[number] for number in finished} == finished
-    assert f"trials: {TRIALS + 1} done, 0 stopped early, 0 failed" in result.stdout
+    assert f"trials: {TRIALS + 2} done, 0 stopped early, 0 failed" in result.stdout
     assert f"next: lspm run {config} --from-sweep" in result.stdout
 
     (artifact,) = [a for a in ArtifactStore(str(output)).artifacts() if a.manifest.stage == "tune"]
     sweep = artifact.read_json("sweep.json")
     assert sweep["runs"] == 2 and sweep["finalists"][0]["params"] == artifact.manifest.summary["winner"]
-    best = max(record["values"]["validation.balanced_accuracy"] for record in found.values() if not record["finalist"])
-    assert sweep["finalists"][0]["scores"][0] == best
+    scores = {n: r["values"]["validation.balanced_accuracy"] for n, r in found.items() if not r["finalist"]}
+    assert scores[sweep["finalists"][0]["number"]] == max(scores.values())
+    assert len(sweep["finalists"][0]["scores"]) == 2
 
 
 def test_the_rest_of_the_run_uses_the_winner(config, lspm):

@@ -31,7 +31,7 @@ def test_a_config_survives_its_yaml_form():
 
 
 @pytest.mark.parametrize(
-    "path", ["model", "model.name", "task.max_length", "data.seed", "select.alpha", "compress.a.b"]
+    "path", ["model", "model.name", "task.max_length", "data.seed", "select.min_saving", "compress.a.b"]
 )
 def test_fields_of_these_sections_vary(path):
     TuneConfig.parse({"space": {path: {"choice": [1]}}})
@@ -78,7 +78,13 @@ def test_fields_of_these_sections_vary(path):
         ({"budget": {"minutes": 0}}, r"budget\.minutes: .*greater than 0"),
         ({"trial": {"cpus": 0}}, r"trial\.cpus: .*greater than 0"),
         ({"trial": {"gpus": -1}}, r"trial\.gpus: .*greater than or equal to 0"),
-        ({"seeds": 0}, "seeds: .*greater than or equal to 1"),
+        ({"seeds": -1}, "seeds: .*greater than or equal to 0"),
+        ({"space": {"select.alpha": {"uniform": [0.01, 0.1]}}}, "`select.alpha` cannot vary: a looser promise"),
+        ({"space": {"finetune.seed": {"randint": [1, 9]}}}, "`finetune.seed` cannot vary"),
+        (
+            {"space": {"finetune.workers.num_workers": {"randint": [1, 9]}}},
+            "`finetune.workers.num_workers` cannot vary",
+        ),
         ({"finalist": 2}, "finalist: unknown key; did you mean `finalists`"),
     ],
 )

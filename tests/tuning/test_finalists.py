@@ -6,7 +6,7 @@ from scipy.special import softmax
 from sklearn import metrics as oracle
 
 from lspm_ray.tuning import finalists
-from lspm_ray.tuning.finalists import Answers, interval, resample, score
+from lspm_ray.tuning.finalists import Answers, interval, level, resample, score
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
 
@@ -167,3 +167,14 @@ def test_comparing_on_the_same_rows_is_sharper():
     paired = resample("accuracy", [one, other])
     apart = resample("accuracy", [one], seed=1)[0] - resample("accuracy", [other], seed=2)[0]
     assert (paired[0] - paired[1]).std() < 0.7 * apart.std()
+
+
+def test_equal_points_are_told_apart_as_rarely_as_promised_though_the_best_is_picked():
+    random = np.random.default_rng(5)
+    false = 0
+    for _ in range(300):
+        scores = random.normal(size=(4, 5))  # four equal points, five seeds each
+        best = int(scores.mean(axis=1).argmax())
+        others = [row for place, row in enumerate(scores) if place != best]
+        false += any(interval(list(scores[best] - row), None, level(4)).low > 0 for row in others)
+    assert false / 300 < 0.07

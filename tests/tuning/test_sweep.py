@@ -84,16 +84,33 @@ def test_models_are_selected_with_their_settings(ray_cluster, toy, tmp_path):
     lines: list[str] = []
     Pipeline(chosen, ArtifactStore(str(tmp_path)), lines.append).finetune  # noqa: B018
     assert lines == []
-    assert stages(tmp_path).count("finetune") == 2 * 3
+    assert stages(tmp_path).count("finetune") == 2 * (1 + 3)
     assert sweep(settings, ArtifactStore(str(tmp_path)), lines.append).digest == artifact.digest
 
 
 def test_a_larger_budget_keeps_what_was_done(ray_cluster, toy, tmp_path):
     space = {"finetune.learning_rate": {"loguniform": [1e-4, 1e-2]}}
-    _, _, first = run(toy, tmp_path, space=space, searcher="random", seeds=1)
-    _, _, more = run(toy, tmp_path, space=space, searcher="random", seeds=1, budget={"trials": 3})
+    _, _, first = run(toy, tmp_path, space=space, searcher="random", seeds=0)
+    _, _, more = run(toy, tmp_path, space=space, searcher="random", seeds=0, budget={"trials": 3})
     assert more.trials[:2] == first.trials and len(more.trials) == 3
     assert (first.runs, more.runs) == (1, 2)
+
+
+def test_more_finalists_later_train_again_what_was_removed(ray_cluster, toy, tmp_path):
+    space = {"finetune.learning_rate": {"choice": [2e-3, 1e-3, 1e-7]}}
+    _, _, one = run(toy, tmp_path, space=space, budget={"trials": 3}, finalists=1, seeds=1)
+    assert stages(tmp_path).count("finetune") == 2
+    _, _, two = run(toy, tmp_path, space=space, budget={"trials": 3}, finalists=2, seeds=1)
+    assert one.finalists[0].number in [finalist.number for finalist in two.finalists]
+    assert len(two.finalists) == 2 and stages(tmp_path).count("finetune") == 4
+
+
+def test_losers_that_share_the_winners_model_do_not_take_it_with_them(ray_cluster, toy, tmp_path):
+    space = {"compress.variants.bag.recipe.0.embedding_size": {"choice": [4, 8]}}
+    _, _, found = run(toy, tmp_path, space=space, objectives={"profile.bag.size_mb": "min"}, finalists=1, seeds=0)
+    assert found.winner is not None and found.winner.params[next(iter(space))] == 4
+    assert found.winner.scores == [found.trial(found.winner.number).values["profile.bag.size_mb"]]
+    assert stages(tmp_path).count("finetune") == 1 and stages(tmp_path).count("variant") >= 1
 
 
 def test_the_certified_cost_of_serving_decides_under_a_constraint(ray_cluster, toy, tmp_path):
@@ -104,7 +121,7 @@ def test_the_certified_cost_of_serving_decides_under_a_constraint(ray_cluster, t
         "profile.bag.size_mb": {"max": 1},
         "profile.full.p99_ms": {"max": 1e6},
     }
-    _, _, found = run(toy, tmp_path, space=space, objectives=goals, constraints=limits, seeds=1)
+    _, _, found = run(toy, tmp_path, space=space, objectives=goals, constraints=limits, seeds=0)
     for trial in found.trials:
         assert 0 < trial.values["certified.cost"] <= 1.5
         assert trial.values["profile.bag.size_mb"] > 0 and trial.values["profile.full.p99_ms"] > 0
@@ -130,6 +147,7 @@ def test_a_population_takes_over_weights_and_settings(ray_cluster, toy, tmp_path
     members = [trial for trial in found.trials if not trial.finalist]
     assert [trial.status for trial in members] == ["done"] * 4
     assert all(len(trial.history) == 4 for trial in members)
+    assert all(trial.params["finetune.learning_rate"] in space["finetune.learning_rate"]["choice"] for trial in members)
     # Most began with a rate at which nothing is learnt, and ended with the weights of one that did learn.
     assert min(trial.values["validation.accuracy"] for trial in members) > 0.6
 

@@ -96,13 +96,13 @@ def test_the_time_budget_leaves_time_for_the_finalists(ray_cluster, tmp_path, lo
 
 def test_finalists_are_trained_with_every_further_seed_once(ray_cluster, tmp_path, log):
     problem = ToyProblem(log)
-    sweeper = toy_sweeper(tmp_path, problem, budget={"trials": 2}, seeds=3)
+    sweeper = toy_sweeper(tmp_path, problem, budget={"trials": 2}, seeds=2)
     sweeper.search()
     points = [{RATE: 1e-3}, {RATE: 1e-4}]
     first = sweeper.repeat(points)
     assert [[trial.seed for trial in trials] for trials in first] == [[1, 2], [1, 2]]
     assert all(trial.finalist and trial.status == "done" for trials in first for trial in trials)
-    again = toy_sweeper(tmp_path, problem, budget={"trials": 2}, seeds=3)
+    again = toy_sweeper(tmp_path, problem, budget={"trials": 2}, seeds=2)
     assert again.repeat(points) == first
     assert len(again.search_trials) == 2
 
@@ -113,6 +113,10 @@ def test_when_every_trial_fails_the_sweep_gives_up_and_says_why(ray_cluster, tmp
     with pytest.raises(TrainingError, match=r"every trial failed; the first: of no use: at all.*retry_failed"):
         sweeper.search()
     assert 5 <= len([t for t in sweeper.search_trials if t.status == "failed"]) < 10
+    again = toy_sweeper(tmp_path, problem, budget={"trials": 50})
+    with pytest.raises(TrainingError, match="every trial failed"):
+        again.search()
+    assert len(again.search_trials) == len(sweeper.search_trials)
 
 
 def test_tensorboard_has_every_trial(ray_cluster, tmp_path, log):

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,10 @@ class ToyProblem:
                 on_epoch(epoch, history[epoch], None)
         return Outcome(history, {"validation.accuracy": accuracy})
 
-    def forget(self, trial: Trial) -> None:
+    def lost(self, trial: Trial) -> bool:
+        return False
+
+    def forget(self, trial: Trial, running: Sequence[Trial]) -> None:
         Path(self.log, f"{trial.number}.forgotten").touch()
 
     def runs(self, number: int) -> int:

@@ -1,6 +1,7 @@
 """Population-based training."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -44,6 +45,13 @@ class Pbt(Scheduler):
             raise ConfigError(
                 "pbt needs a field that can change while a model is trained", field="tune.space", valid=MUTABLE
             )
+        for path in set(space.domains) & set(MUTABLE):
+            if space.domains[path].when:
+                raise ConfigError(
+                    "pbt cannot change a field that does not always count",
+                    field=f"tune.space.{path}.when",
+                    value=space.domains[path].when,
+                )
         for name in goals.names:
             if not name.startswith("validation."):
                 raise ConfigError(
@@ -61,10 +69,20 @@ class Pbt(Scheduler):
             mode=mode,
             perturbation_interval=self.every_epochs,
             hyperparam_mutations={"trial": {"params": changes}},
+            custom_explore_fn=partial(_inside, space),
             quantile_fraction=self.share,
             resample_probability=self.resample,
             log_config=False,
         )
+
+
+def _inside(space: Space, config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Tune changes numbers by a factor, which may lead out of their domains."""
+    params = config["trial"]["params"]
+    for path in set(params) & set(MUTABLE):
+        if (bounds := space.domains[path].bounds) is not None:
+            params[path] = min(max(params[path], bounds[0]), bounds[1])
+    return config
 
 
 def _as_ray(domain: Domain) -> Any:
