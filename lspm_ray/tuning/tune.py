@@ -109,6 +109,7 @@ class Sweeper:
         report: progress.
         trials: by number.
         redone: numbers of those that `redo` was asked for.
+        clock: seconds of a clock that never goes back.
     """
 
     config: TuneConfig
@@ -122,10 +123,11 @@ class Sweeper:
     report: Report
     trials: dict[int, Trial] = field(default_factory=dict)
     redone: set[int] = field(default_factory=set)
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         known = self.records.load()
-        self._before_s, self._started = self.records.elapsed(known), time.monotonic()
+        self._before_s, self._started = self.records.elapsed(known), self.clock()
         afresh = {"status": "running", "reason": "", "ended": None}
         for trial in known:
             again = self.config.retry_failed and trial.status == "failed"
@@ -134,7 +136,7 @@ class Sweeper:
     @property
     def seconds(self) -> float:
         """Since the sweep began, pauses between its runs not counted."""
-        return self._before_s + time.monotonic() - self._started
+        return self._before_s + self.clock() - self._started
 
     @property
     def search_trials(self) -> list[Trial]:

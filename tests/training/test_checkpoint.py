@@ -289,3 +289,19 @@ def test_best_is_replaced(tmp_path):
 def test_no_best_is_an_error(tmp_path):
     with pytest.raises(ArtifactError, match="left no model"):
         CheckpointStore(str(tmp_path / "work")).best()
+
+
+def test_another_runs_checkpoint_replaces_ones_own(store, tmp_path):
+    other = CheckpointStore(str(tmp_path / "other"))
+    other.save(2, {"w": torch.full((4,), 20.0)}, {"step": 2})
+    store.save_best(3, lambda path: (path / "weights").touch())
+    store.adopt(other.directory())
+    assert store.latest().state == {"step": 2} and store.latest().tensors["w"].tolist() == [20.0] * 4
+    assert directories(tmp_path, "step") == ["step-000000002"] and directories(tmp_path, "best") == []
+    assert other.latest().state == {"step": 2}
+
+
+def test_a_damaged_checkpoint_is_not_offered(store, tmp_path):
+    (tmp_path / "work" / "step-000000003" / "state.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"state\.json"):
+        store.directory()
