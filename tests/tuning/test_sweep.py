@@ -149,7 +149,6 @@ def test_members_of_a_population_are_trained_and_the_best_points_again(ray_clust
     # Who takes over another's weights skips the epochs in between.
     assert all(trial.history[-1].epoch == 3 for trial in members)
     assert all(trial.params["finetune.learning_rate"] in space["finetune.learning_rate"]["choice"] for trial in members)
-    assert max(trial.values["validation.accuracy"] for trial in members) > 0.6
     assert found.winner is not None and found.winner.number in range(3) and len(found.winner.scores) == 1
     assert stages(tmp_path).count("finetune") == 1
 
