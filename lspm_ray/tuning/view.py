@@ -83,6 +83,8 @@ def _progress(trial: Trial, metric: str) -> str:
 def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, dict):  # of a model what tells it from others
+        value = value.get("name") or value.get("architecture") or value
     text = _plain(value) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _WIDTH else f"…{text[-_WIDTH:]}"
 

@@ -87,3 +87,9 @@ def test_hostile_strings_stay_in_their_line(value, reason):
     text = picture(trials, GOALS, "loss", 5, 1, None)
     assert len(text.splitlines()) == 3
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_a_model_is_shown_by_what_tells_it_from_others():
+    lstm = {"architecture": "lstm", "config": {"hidden_size": 128}}
+    assert shown({"model": {"name": "org/model"}}) == "model=org/model"
+    assert shown({"model": lstm}) == "model=lstm"
