@@ -99,8 +99,7 @@ def sweep(settings: Settings, store: ArtifactStore, report: Report) -> Artifact:
             report=report,
         )
         sweeper.search()
-        found = _conclude(settings, sweeper, trials, store, report)
-        found = found.model_copy(update={"runs": begun.runs})
+        found = _conclude(settings, sweeper, trials, store, report, begun.runs)
         (draft.path / SWEEP_FILE).write_text(found.model_dump_json(indent=1), encoding="utf-8")
         _write_page(draft, settings, found, prepared)
         pq.write_table(pa.Table.from_pylist(as_rows(found.trials)), draft.path / TRIALS_FILE)
@@ -378,7 +377,7 @@ def _check_budget(config: TuneConfig, space: Space) -> None:
 
 
 def _conclude(
-    settings: Settings, sweeper: Sweeper, problem: FinetuneTrials, store: ArtifactStore, report: Report
+    settings: Settings, sweeper: Sweeper, problem: FinetuneTrials, store: ArtifactStore, report: Report, runs: int
 ) -> Sweep:
     config, goals, metric = sweeper.config, sweeper.goals, sweeper.metric
     best = _ranked(sweeper.search_trials, goals)[: config.finalists]
@@ -388,7 +387,7 @@ def _conclude(
     repeated = sweeper.repeat([trial.params for trial in best])
     best = [sweeper.trials[trial.number] for trial in best]
     groups = [
-        [other for other in again if other.status == "done"] if config.seeds else [trial]
+        [other for other in (again if config.seeds else [trial]) if other.status == "done"]
         for trial, again in zip(best, repeated, strict=True)
     ]
     report("tune: comparing the finalists")
@@ -410,7 +409,7 @@ def _conclude(
         importance=importance(sweeper.search_trials, Space(config.space), goals, metric),
         gap=_gap(groups[order[0]], metric, problem, store, report) if order else None,
         seconds=sweeper.seconds,
-        runs=1,
+        runs=runs,
         hardware=hardware(),
         settings=config.model_dump(mode="json", exclude_unset=True),
     )

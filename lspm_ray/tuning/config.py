@@ -36,7 +36,8 @@ class BudgetConfig(Config):
 
     Attributes:
         trials: points that are tried.
-        minutes: of the whole sweep, all its runs and the finalists together.
+        minutes: about, of the whole sweep, all its runs and the finalists together: how long the finalists will take is
+            reckoned from the search.
         cpu_hours: of the trials: reserved CPUs times the time they were.
     """
 

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from lspm_ray.errors import ConfigError
 from lspm_ray.plugin import Plugin
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Trial
@@ -43,6 +44,26 @@ class Scheduler(Plugin):
             trials: without finalists' repetitions.
             space: that they are of.
         """
+
+
+def check_before_end(field: str, value: int, epochs: int) -> None:
+    """Refuse a scheduler that would act for the first time when trials are over.
+
+    Args:
+        field: of the scheduler.
+        value: epochs after which it acts.
+        epochs: of a trial.
+
+    Raises:
+        ConfigError: they are not more than `value`.
+    """
+    if value >= epochs:
+        raise ConfigError(
+            f"trials of {epochs} epoch(s) are over before the first can be stopped",
+            field=f"tune.scheduler.{field}",
+            value=value,
+            hint="Raise finetune.epochs, or set tune.scheduler to none",
+        )
 
 
 def results(trial: Trial, metric: str) -> list[dict[str, float]]:

@@ -107,9 +107,9 @@ class Sweeper:
         reserve: for each trial.
         log_uri: directory for TensorBoard.
         report: progress.
+        clock: seconds of a clock that never goes back.
         trials: by number.
         redone: numbers of those that `redo` was asked for.
-        clock: seconds of a clock that never goes back.
     """
 
     config: TuneConfig
@@ -121,9 +121,9 @@ class Sweeper:
     reserve: Reserve
     log_uri: str
     report: Report
-    trials: dict[int, Trial] = field(default_factory=dict)
-    redone: set[int] = field(default_factory=set)
     clock: Callable[[], float] = time.monotonic
+    trials: dict[int, Trial] = field(init=False, default_factory=dict)
+    redone: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         known = self.records.load()

@@ -129,7 +129,7 @@ def test_a_user_error_that_was_dealt_with_is_no_reason():
     error.__context__ = ResourceError("no room")
     error.__suppress_context__ = True
     error.cause = error
-    _raise_user_error(error)
+    assert _raise_user_error(error) is None
 
 
 @pytest.mark.ray

@@ -34,7 +34,7 @@ def test_a_config_survives_its_yaml_form():
     "path", ["model", "model.name", "task.max_length", "data.seed", "select.min_saving", "compress.a.b"]
 )
 def test_fields_of_these_sections_vary(path):
-    TuneConfig.parse({"space": {path: {"choice": [1]}}})
+    assert list(TuneConfig.parse({"space": {path: {"choice": [1]}}}).space) == [path]
 
 
 @pytest.mark.parametrize(

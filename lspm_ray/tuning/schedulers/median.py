@@ -6,10 +6,9 @@ from typing import Any
 
 from pydantic import Field
 
-from lspm_ray.errors import ConfigError
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Trial
-from lspm_ray.tuning.scheduler import EPOCH, Scheduler, results
+from lspm_ray.tuning.scheduler import EPOCH, Scheduler, check_before_end, results
 from lspm_ray.tuning.space import Space
 
 
@@ -27,13 +26,7 @@ class Median(Scheduler):
 
     def check(self, epochs: int, space: Space, goals: Goals) -> None:
         """The first cut must come before the end."""
-        if self.grace_epochs >= epochs:
-            raise ConfigError(
-                f"trials of {epochs} epoch(s) are over before the first can be stopped",
-                field="tune.scheduler.grace_epochs",
-                value=self.grace_epochs,
-                hint="Raise finetune.epochs, or set tune.scheduler to none",
-            )
+        check_before_end("grace_epochs", self.grace_epochs, epochs)
 
     def build(self, metric: str, mode: str, trials: Sequence[Trial], space: Space) -> Any:
         """Ray Tune's rule, without pauses: they would only make trials start again."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from lspm_ray.errors import ConfigError
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Trial
-from lspm_ray.tuning.scheduler import EPOCH, Scheduler
+from lspm_ray.tuning.scheduler import EPOCH, Scheduler, check_before_end
 from lspm_ray.tuning.space import Domain, Space
 
 MUTABLE = ("finetune.learning_rate", "finetune.weight_decay", "finetune.max_grad_norm", "finetune.dropout")
@@ -34,13 +34,7 @@ class Pbt(Scheduler):
 
     def check(self, epochs: int, space: Space, goals: Goals) -> None:
         """Some field must be one that can change on the way, and only quality on validation can be the goal."""
-        if self.every_epochs >= epochs:
-            raise ConfigError(
-                f"trials of {epochs} epoch(s) are over before any goes on from another",
-                field="tune.scheduler.every_epochs",
-                value=self.every_epochs,
-                hint="Raise finetune.epochs",
-            )
+        check_before_end("every_epochs", self.every_epochs, epochs)
         if not set(space.domains) & set(MUTABLE):
             raise ConfigError(
                 "pbt needs a field that can change while a model is trained", field="tune.space", valid=MUTABLE
