@@ -53,6 +53,23 @@ class Gap(Config):
     test: Estimate
 
 
+class Importance(Config):
+    """How much a field matters.
+
+    Attributes:
+        share: of the objective's variance that goes with it.
+        by_chance: what it would get if nothing mattered, in nineteen of twenty cases at most.
+    """
+
+    share: float
+    by_chance: float
+
+    @property
+    def real(self) -> bool:
+        """Whether it is more than chance."""
+        return self.share > self.by_chance
+
+
 class Sweep(Config):
     """A whole sweep.
 
@@ -67,7 +84,7 @@ class Sweep(Config):
         trials: all, finalists' repetitions included.
         finalists: the best points, the winner first; empty if no trial reached an end that keeps the constraints.
         front: numbers of the trials that no other beats in every objective; with one objective just the best.
-        importance: path -> share of the objective's variance, summing to one; empty where too few trials tell.
+        importance: by path; empty where too few trials tell.
         gap: of the winner.
         seconds: that the sweep took, all its runs together.
         runs: how often it was started.
@@ -85,7 +102,7 @@ class Sweep(Config):
     trials: list[Trial]
     finalists: list[Finalist]
     front: list[int]
-    importance: dict[str, float]
+    importance: dict[str, Importance]
     gap: Gap | None
     seconds: float
     runs: int

@@ -37,6 +37,8 @@ return: then the trial is not worth going on with."""
 _VIEW_EVERY_S = 2.0
 _FORGET_AFTER_S = 5.0
 """What a stopped trial leaves is removed when its process has surely let go of it."""
+_FINALISTS_SLACK = 1.25
+"""Finalists answer the rows of validation and test after their training, and one may train longer than its twin."""
 _GIVE_UP_AFTER = 5
 """Failed trials without one that did not: then the configuration is at fault, not the point."""
 
@@ -229,7 +231,8 @@ class Sweeper:
         if budget.minutes is not None and self.seconds + self._finalists_s() >= 60 * budget.minutes:
             return f"the time budget of {budget.minutes:g} minutes"
         seconds = sum((trial.ended or self.seconds) - trial.began for trial in self.search_trials)
-        used = seconds * self.reserve.held_cpus
+        # Members of a population take turns: together they hold no more than what runs at the same time.
+        used = min(seconds, self.seconds * self.reserve.concurrent) * self.reserve.held_cpus
         if budget.cpu_hours is not None and used >= 3600 * budget.cpu_hours:
             return f"the budget of {budget.cpu_hours:g} CPU hours"
         return ""
@@ -240,7 +243,7 @@ class Sweeper:
         best = sorted(done, key=lambda trial: self.goals.order(trial.values))[: self.config.finalists]
         seconds = [trial.seconds for trial in best]
         rounds = math.ceil(len(seconds) * self.config.seeds / self.reserve.concurrent)
-        return rounds * max(seconds, default=0.0)
+        return _FINALISTS_SLACK * rounds * max(seconds, default=0.0)
 
     def _raise_if_hopeless(self) -> None:
         if failed := hopeless(self.search_trials, fewest=1):

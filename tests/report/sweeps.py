@@ -16,7 +16,7 @@ from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Epoch, Trial
 from lspm_ray.tuning.space import Domain, Params, Space
-from lspm_ray.tuning.sweep import Finalist, Gap, Sweep
+from lspm_ray.tuning.sweep import Finalist, Gap, Importance, Sweep
 
 DOMAINS: dict[str, dict[str, Any]] = {
     "finetune.learning_rate": {"loguniform": [1e-6, 1e-3]},
@@ -90,7 +90,7 @@ def sample_sweep(
         trials=made,
         finalists=ranked,
         front=aims.front(finished) if len(aims.objectives) > 1 else order[:1],
-        importance={path: float(share) for path, share in zip(domains, shares, strict=True)} if order else {},
+        importance={path: _share(share) for path, share in zip(domains, shares, strict=True)} if order else {},
         gap=_gap(ranked[0]) if ranked else None,
         seconds=max((trial.ended or 0.0 for trial in made), default=0.0) + 30,
         runs=2,
@@ -163,3 +163,7 @@ def _gap(winner: Finalist) -> Gap:
     accuracy = winner.values["accuracy"]
     test = Estimate(value=accuracy - 0.012, low=accuracy - 0.02, high=accuracy - 0.004)
     return Gap(metric="accuracy", validation=accuracy, test=test)
+
+
+def _share(share: float) -> Importance:
+    return Importance(share=share, by_chance=0.3)

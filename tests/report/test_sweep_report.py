@@ -20,10 +20,11 @@ from lspm_ray.report.sweep.build import write_sweep_report
 from lspm_ray.report.sweep.measure import Measure, focus, padded
 from lspm_ray.report.sweep.page import render
 from lspm_ray.report.theme import DARK, LIGHT, SCALE
+from lspm_ray.report.words import percents
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Trial
 from lspm_ray.tuning.space import Domain
-from lspm_ray.tuning.sweep import Gap, Sweep
+from lspm_ray.tuning.sweep import Gap, Importance, Sweep
 from tests.report.pages import Node, check_figures, check_page, check_tables, parse
 from tests.report.sweeps import BOUNDED, HOSTILE_TEXTS, ONE, THREE, TWO, sample_sweep
 
@@ -58,7 +59,7 @@ def hostile() -> Sweep:
     raw = json.loads(sample_sweep(20, 4, BOUNDED).model_dump_json())
     path, metric, bounded = f"finetune.{HOSTILE_TEXTS[0][:300]}", HOSTILE_TEXTS[1], HOSTILE_TEXTS[3]
     raw["space"][path] = {"choice": [*HOSTILE_TEXTS, {HOSTILE_TEXTS[0]: [HOSTILE_TEXTS[2], None, True, 1.5]}]}
-    raw["importance"][path] = 0.9
+    raw["importance"][path] = {"share": 0.9, "by_chance": 0.3}
     raw["searcher"]["text"] = raw["settings"]["text"] = HOSTILE_TEXTS[0]
     raw["goals"] = {"objectives": {metric: "max"}, "constraints": {bounded: {"max": 7.6}}}
     for number, trial in enumerate(raw["trials"]):
@@ -323,9 +324,13 @@ def test_long_learning_curves_stay_small_and_keep_their_ends() -> None:
 
 
 def test_importance_is_ranked(sweep: Sweep) -> None:
-    drawn = texts(importance({"a": 0.2, "b": 0.7, "c": 0.1}, anchor="i"))
+    shares = {path: Importance(share=part, by_chance=0.5) for path, part in {"a": 0.2, "b": 0.7, "c": 0.1}.items()}
+    drawn = texts(importance(shares, anchor="i"))
     assert [text for text in drawn if text in "abc"] == ["b", "a", "c"]
-    assert "70.0 %" in drawn
+    assert percents(0.7, 0) in drawn
+    assert "most important field" in render(sweep.model_copy(update={"importance": shares}), [], "")
+    chance = shares | {"b": Importance(share=0.7, by_chance=0.8)}
+    assert "most important field" not in render(sweep.model_copy(update={"importance": chance}), [], "")
     assert "too few trials" in parse(render(sample_sweep(10, 3, importance={}), [], "")).by_id("importance").text()
 
 

@@ -33,16 +33,34 @@ def trials(count, evaluate=loss, space=SPACE, name="validation.loss"):
 def test_what_matters_comes_first(mode):
     found = importance(trials(30), SPACE, Goals(objectives={"validation.loss": mode}), "loss")
     assert next(iter(found)) == "f.much"
-    assert found["f.much"] > 0.9  # 0.997: six decades have a variance of 3, the other term one of 0.0075
-    assert found["f.one"] == 0
-    assert sum(found.values()) == pytest.approx(1)
-    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert found["f.much"].share > 0.9  # 0.997: six decades have a variance of 3, the other term one of 0.0075
+    assert found["f.one"].share == found["f.one"].by_chance == 0
+    shares = [one.share for one in found.values()]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True)
     assert found == importance(trials(30), SPACE, Goals(objectives={"validation.loss": mode}), "loss")
 
 
 def test_options_matter_too():
     found = importance(trials(30, lambda params: params["f.list"] == {"k": 1}), SPACE, LOSS, "loss")
-    assert found["f.list"] > 0.9
+    assert found["f.list"].share > 0.9
+
+
+def test_only_what_is_more_than_chance_is_real():
+    found = importance(trials(30), SPACE, LOSS, "loss")
+    assert [path for path, one in found.items() if one.real] == ["f.much"]
+    real = []
+    for seed in range(4):
+        noise = np.random.default_rng(seed)
+        told = trials(12, lambda _, random=noise: random.normal())
+        real += [path for path, one in importance(told, SPACE, LOSS, "loss").items() if one.real]
+    assert len(real) <= 2  # of 12, at one in twenty
+
+
+def test_of_very_many_trials_some_are_enough(monkeypatch):
+    monkeypatch.setattr("lspm_ray.tuning.importance._MOST", 20)
+    many = trials(60)
+    assert importance(many, SPACE, LOSS, "loss") == importance(many[::3], SPACE, LOSS, "loss")
 
 
 def test_too_few_trials_or_equal_outcomes_tell_nothing():

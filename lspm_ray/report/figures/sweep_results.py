@@ -11,9 +11,10 @@ from lspm_ray.report.markup import Html
 from lspm_ray.report.sweep import view
 from lspm_ray.report.sweep.measure import Measure, focus, padded
 from lspm_ray.report.theme import LIGHT
+from lspm_ray.report.words import percents
 from lspm_ray.tuning.goals import Limit
 from lspm_ray.tuning.records import Trial
-from lspm_ray.tuning.sweep import Sweep
+from lspm_ray.tuning.sweep import Importance, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,15 +25,17 @@ _LOG_FROM = 30.0
 """Ratio of the largest value to the smallest from which an axis is logarithmic."""
 
 
-def importance(shares: Mapping[str, float], *, anchor: str) -> Html:
-    """Share of the objective's variance that goes with each field, largest first.
+def importance(shares: Mapping[str, Importance], *, anchor: str) -> Html:
+    """Share of the objective's variance that goes with each field, largest first, and what chance would give it.
 
     Args:
-        shares: path -> share; not empty.
+        shares: by path; not empty.
         anchor: id of the figure in the page.
     """
-    ranked = sorted(shares.items(), key=lambda entry: (-entry[1], entry[0]))
-    text = "; ".join(f"{path}: {100 * share:.1f} %" for path, share in ranked)
+    ranked = sorted(shares.items(), key=lambda entry: (-entry[1].share, entry[0]))
+    text = "; ".join(
+        f"{path}: {percents(found.share, 0)}, by chance up to {percents(found.by_chance, 0)}" for path, found in ranked
+    )
     caption = Caption(anchor, "Importance of each field", text)
     return draw(lambda figure: _paint_importance(figure, ranked), 9.0, 0.5 + 0.3 * len(ranked), caption)
 
@@ -56,16 +59,19 @@ def tradeoff(sweep: Sweep, across: Measure, up: Measure, *, anchor: str) -> Html
     return draw(lambda figure: _paint_tradeoff(figure, sweep, across, up), 8.4, 4.8, caption)
 
 
-def _paint_importance(figure: Figure, ranked: Sequence[tuple[str, float]]) -> None:
+def _paint_importance(figure: Figure, ranked: Sequence[tuple[str, Importance]]) -> None:
     axes = figure.add_subplot()
-    for place, (_, share) in enumerate(ranked):
-        axes.barh(place, share, height=0.72, color=LIGHT["series-1"], linewidth=0)
+    for place, (_, found) in enumerate(ranked):
+        colour = LIGHT["series-1"] if found.real else LIGHT["muted"]
+        axes.barh(place, found.share, height=0.72, color=colour, linewidth=0)
+        axes.plot([found.by_chance] * 2, [place - 0.42, place + 0.42], color=LIGHT["ink"], linewidth=1.3)
         axes.annotate(
-            f"{100 * share:.1f} %", (share, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
-        )
+            percents(found.share, 0), (max(found.share, found.by_chance), place), xytext=(5, 0),
+            textcoords="offset points", va="center", fontsize=8.5,
+        )  # fmt: skip
     axes.set_yticks(range(len(ranked)), labels=[fitted(path, 40) for path, _ in ranked])
     axes.set_ylim(len(ranked) - 0.4, -0.6)
-    axes.set_xlim(0, 1.15 * max(share for _, share in ranked) or 1)
+    axes.set_xlim(0, 1.15 * max(max(found.share, found.by_chance) for _, found in ranked) or 1)
     axes.xaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -81,10 +81,10 @@ def _tiles(sweep: Sweep, measures: Mapping[str, Measure]) -> Html:
                 other = measures[metric]
                 shown.append((other.label, other.text(sweep.winner.values[metric]), "of the winner"))
     if sweep.importance:
-        path, share = max(sweep.importance.items(), key=lambda entry: entry[1])
-        shown.append(
-            ("most important field", name(fitted(path.rpartition(".")[2], 40)), f"{percents(share, 0)} of the variance")
-        )
+        path, most = max(sweep.importance.items(), key=lambda entry: entry[1].share)
+        if most.real:
+            told = f"{percents(most.share, 0)} of the variance"
+            shown.append(("most important field", name(fitted(path.rpartition(".")[2], 40)), told))
     return tiles(shown)
 
 
@@ -153,8 +153,9 @@ def _importance(sweep: Sweep) -> Child:
     if not sweep.importance:
         return element("p", "Not known: too few trials are done to tell which fields matter.")
     note = (
-        "Share of the variance of the first objective that goes with each field, estimated from the trials. "
-        "It speaks of the trials of this sweep and of the ranges they were drawn from."
+        "Share of the variance of the first objective that goes with each field, estimated from the trials. The "
+        "mark is what a field gets by chance, with the outcomes shuffled among the trials: a grey bar, which does not "
+        "reach it, says nothing yet. It speaks of the trials of this sweep and of the ranges they were drawn from."
     )
     return figure(importance(sweep.importance, anchor="shares"), note)
 

@@ -99,11 +99,11 @@ def space(sweep: Sweep) -> Html:
     rows = []
     for path, domain in sweep.space.items():
         condition = view.condition(domain)
-        share = sweep.importance.get(path)
+        found = sweep.importance.get(path)
         cells = [
             text_cell(name(fitted(view.domain(domain), _DOMAIN_CHARACTERS))),
             text_cell(name(fitted(condition, _DOMAIN_CHARACTERS)) if condition else "always"),
-            missing("not known") if share is None else cell(words.percent(share)),
+            missing("not known") if found is None or not found.real else cell(words.percent(found.share)),
             text_cell(_shown(won[path]) if path in won else words.MISSING),
         ]
         rows.append(row(name(fitted(path, _VALUE_CHARACTERS)), cells))
