@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, join, open_artifact
+from lspm_ray.cluster import turn_on_cluster
 from lspm_ray.compression.compress import compress
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config, digest_of
@@ -92,7 +93,7 @@ class FinetuneTrials:
             task=Task.make(settings.task),
             start=open_artifact(shared.start),
             data=open_artifact(shared.data),
-            store=ArtifactStore(self.root, on_wait=beat),
+            store=ArtifactStore(self.root, on_wait=beat, remote_turn=turn_on_cluster),
             threads=self.threads,
             gpu=self.gpu,
             report=lambda _: beat(),

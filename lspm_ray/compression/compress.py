@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, open_artifact
-from lspm_ray.cluster import node_cpus, totals
+from lspm_ray.cluster import node_cpus, totals, turn_on_cluster
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.compression.recipe import FULL, VariantConfig, waves
 from lspm_ray.config import Config
@@ -184,7 +184,11 @@ def _make(raw: dict[str, Any], report: Report) -> None:
     step = _Step.parse(raw)
     torch.set_num_threads(step.threads)
     method = Method.make(step.what["step"])
-    store = ArtifactStore(step.root, on_wait=lambda: report(f"{method.name}: another process is at work on the same"))
+    store = ArtifactStore(
+        step.root,
+        on_wait=lambda: report(f"{method.name}: another process is at work on the same"),
+        remote_turn=turn_on_cluster,
+    )
     source, task = open_artifact(step.source).local(), Task.make(step.what["task"])
 
     def say(line: str) -> None:
