@@ -32,10 +32,8 @@ def picture(
     ends = f"{count['done']} finished, {count['stopped']} stopped early, {count['failed']} failed"
     head = f"{sum(count.values())}/{budget} trials: {ends}"
     if repeated:
-        head = (
-            f"search over with {len(searched)} trials: {ends}; {sum(trial.over for trial in repeated)}/{len(repeated)} "
-        )
-        head += "repetitions of finalists"
+        over = sum(trial.over for trial in repeated)
+        head = f"searched with {len(searched)} trials: {ends}; finalists again: {over}/{len(repeated)}"
     head += f"; {clock(seconds)}" + ("" if left_s is None else f", {clock(left_s)} left")
     lines = [head]
     best = best_of(searched, goals)
