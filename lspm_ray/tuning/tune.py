@@ -398,8 +398,8 @@ class _Phase:
     def _show(self) -> None:
         sweeper = self.sweeper
         trials = list(sweeper.trials.values())
-        left_s = self._left(trials)
-        sweeper.report(picture(trials, sweeper.goals, sweeper.metric, sweeper.limit, sweeper.seconds, left_s))
+        told = (sweeper.goals, sweeper.metric, sweeper.limit, sweeper.seconds, self._left(trials))
+        sweeper.report(picture(trials, *told, self._begun))
 
     def _left(self, trials: Sequence[Trial]) -> float | None:
         sweeper = self.sweeper

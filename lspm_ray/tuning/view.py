@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Trial
@@ -15,7 +15,13 @@ _WIDTH = 30
 
 
 def picture(
-    trials: Sequence[Trial], goals: Goals, metric: str, budget: int, seconds: float, left_s: float | None
+    trials: Sequence[Trial],
+    goals: Goals,
+    metric: str,
+    budget: int,
+    seconds: float,
+    left_s: float | None,
+    begun: Container[int] | None = None,
 ) -> str:
     """A line of counts, the best trial of the search so far, those that run, and the last that ended early or failed.
 
@@ -26,6 +32,7 @@ def picture(
         budget: trials that there will be.
         seconds: since the sweep began.
         left_s: about how many more it takes, if known.
+        begun: numbers of the trials that are not waiting for their turn; None if none is.
     """
     searched, repeated = ([trial for trial in trials if trial.finalist is again] for again in (False, True))
     count = {status: sum(trial.status == status for trial in searched) for status in ("done", "stopped", "failed")}
@@ -39,7 +46,7 @@ def picture(
     best = best_of(searched, goals)
     if best is not None:
         lines.append(f"  best    {_row(best)}  {_values(best, goals)}")
-    running = [trial for trial in trials if trial.status == "running"]
+    running = [t for t in trials if t.status == "running" and (begun is None or t.number in begun)]
     lines += [f"  running {_row(trial)}  {_progress(trial, metric)}" for trial in running[:_SHOWN]]
     ended = [trial for trial in (repeated or searched) if trial.status in ("stopped", "failed")]
     lines += [f"  {trial.status:<7} {_row(trial)}  {_plain(trial.reason)}" for trial in ended[-2:]]

@@ -58,6 +58,8 @@ def test_after_the_search_it_shows_the_finalists():
         "  running #5   learning_rate=0.00123  first epoch",
         "  running #6   learning_rate=0.00123  first epoch",
     ]
+    assert "#5" in picture(trials, GOALS, "loss", 20, 125.9, 61, {5})
+    assert "#6" not in picture(trials, GOALS, "loss", 20, 125.9, 61, {5})
 
 
 @pytest.mark.parametrize(
