@@ -4,6 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.metrics import Comparison, Estimate, Metrics
 
@@ -93,9 +94,23 @@ class ProfileTable(Config):
         """The variant called `name`."""
         return next(v for v in self.variants if v.name == name)
 
+    def seconds(self, name: str) -> dict[int, float]:
+        """Batch size -> seconds per example, tokenising included; empty for what was not measured."""
+        speed = self[name].speed
+        encode_s = self.encode_ms / 1e3
+        return {size: 1 / rate + encode_s for size, rate in speed.rows_per_s.items()} if speed else {}
+
+    def relative_costs(self, name: str) -> dict[int, float]:
+        """Batch size -> seconds per example relative to full at the same batch size."""
+        full = self.seconds(FULL)
+        return {size: value / full[size] for size, value in self.seconds(name).items() if size in full}
+
     def to_arrow(self) -> pa.Table:
         """Flat table, one row per variant; estimates as value, low and high."""
-        return pa.Table.from_pylist([_flat(v) for v in self.variants])
+        return pa.Table.from_pylist([self._flat(v) for v in self.variants])
+
+    def _flat(self, v: VariantProfile) -> dict[str, Any]:
+        return _flat(v) | {f"cost_at_{size}": cost for size, cost in self.relative_costs(v.name).items()}
 
 
 def _flat(v: VariantProfile) -> dict[str, Any]:
