@@ -3,7 +3,9 @@
 from typing import Any
 
 import pyarrow as pa
+from pydantic import Field
 
+from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.metrics import Comparison, Estimate, Metrics
@@ -50,6 +52,7 @@ class VariantProfile(Config):
         against_full: accuracy on test compared with full, paired; None for full itself.
         cost: seconds per example relative to full, tokenising included, each at its best batch size.
         dominated_by: a variant that is at least as good on selection and no more expensive.
+        steps: what each step of its recipe did, the full model first; empty for full and baselines.
     """
 
     name: str
@@ -66,6 +69,7 @@ class VariantProfile(Config):
     speed: Speed | None
     cost: float
     dominated_by: str | None = None
+    steps: list[StepEffect] = Field(default_factory=list)
 
     @property
     def servable(self) -> bool:
