@@ -17,6 +17,7 @@ from lspm_ray.compression.compress import compress
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config, digest_of
 from lspm_ray.corpus.execute import run_serially
+from lspm_ray.corpus.shards import labels
 from lspm_ray.evaluation.outputs import InferHere, outputs, read_outputs
 from lspm_ray.profiling.profile import examples_of, measure
 from lspm_ray.profiling.table import Speed
@@ -252,7 +253,7 @@ class _Work:
             return rows([found[first], found[last], found[FULL]], "selection", inputs)
 
         own = validator_cost(config.make_validator(), rows_of(FULL, FULL), measured[FULL].speed)
-        options = estimate_pairs(config, measured, rows_of, own, self.report)
+        options = estimate_pairs(config, measured, rows_of, own, self.report, labels(self.data))
         chosen, _ = choose(options, config.min_saving if config.first is None else float("-inf"))
         return _cascade(chosen, rows_of, measured[FULL].seconds, config.make_validator())
 

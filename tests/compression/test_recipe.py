@@ -1,7 +1,10 @@
 import pytest
 
 from lspm_ray.compression.compress import CompressConfig
+from lspm_ray.compression.method import Method
+from lspm_ray.compression.presets import PRESETS
 from lspm_ray.compression.recipe import VariantConfig, check_recipes, waves
+from lspm_ray.config import assign
 from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.models.shape import Shape
 
@@ -40,13 +43,38 @@ def test_defaults_are_filled_in():
         ([{"method": "prune", "heads": 1.5}], "less than 1"),
         (["quantize_int8", "prune"], "`quantize_int8` must be the last step"),
         ([], "at least 1 item"),
-        ("prune", "list of methods"),
+        ("prune", r"no such preset; a recipe is one of those or a list of methods.*valid: fast, gpu, small, tiny"),
+        (7, "a recipe is the name of a preset or a list of methods"),
         ([{"heads": 0.5}], "say which method"),
     ],
 )
 def test_bad_recipes_are_refused(recipe, message):
     with pytest.raises(ConfigError, match=message):
         VariantConfig.parse({"recipe": recipe})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_becomes_its_methods_with_every_setting(name):
+    preset, written = (VariantConfig.parse({"recipe": recipe}) for recipe in (name, list(PRESETS[name])))
+    assert preset == written
+    assert all(step == Method.make(step["method"]).parse(_settings(step)).spec() for step in preset.recipe)
+    check_recipes({"a": preset}, BERT)
+    assert VariantConfig.parse(preset.model_dump()) == preset
+
+
+def _settings(step):
+    return {key: value for key, value in step.items() if key != "method"}
+
+
+def test_presets_share_steps_with_each_other():
+    plan = waves(variants(fast="fast", small="small", gpu="gpu"))
+    assert [names(wave) for wave in plan][0] == [["distill_layers"]]
+
+
+def test_a_step_of_a_preset_cannot_be_set_before_it_is_written_out():
+    raw = {"compress": {"variants": {"a": {"recipe": "fast"}}}}
+    with pytest.raises(ConfigError, match=r"`compress\.variants\.a\.recipe` is a value, not a list.*got 'fast'.*Write"):
+        assign(raw, "compress.variants.a.recipe.0.layers", 3)
 
 
 @pytest.mark.parametrize("name", ["full", "../x", "a b", ""])
