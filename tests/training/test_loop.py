@@ -16,6 +16,7 @@ from lspm_ray.training import loop
 from lspm_ray.training.checkpoint import CheckpointStore
 from lspm_ray.training.config import TrainConfig
 from lspm_ray.training.loop import TrainJob
+from lspm_ray.training.reparametrizations.sparsity import Sparsity
 from lspm_ray.training.trainer import file_chunks, fit_here
 from tests.toys import LABELS, toy_model, toy_model_artifact
 
@@ -189,7 +190,7 @@ SHAPED = {
     ("name", "kill_at", "accumulation"),
     [
         ("magnitude", 20, 2),
-        ("movement", 14, 1),
+        ("movement", 26, 1),
         ("2:4", 7, 1),
         ("int8", 17, 1),
     ],
@@ -212,6 +213,13 @@ def test_shaped_weights_resume_exactly(job, monkeypatch, name, kill_at, accumula
     resumed, again, _ = train(job("broken", **settings))
     assert without_time(again) == without_time(history)
     assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_weights_are_shaped_before_each_optimiser_step_and_before_validation(job, monkeypatch):
+    shares = []
+    monkeypatch.setattr(Sparsity, "advance", lambda self, model, done: shares.append(done))
+    train(job("a", epochs=2, gradient_accumulation=5, reparametrization=SHAPED["2:4"]))
+    assert shares == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
 
 
 @pytest.mark.parametrize("name", SHAPED)
