@@ -103,18 +103,24 @@ def _load(directory: Path, name: str, labels: list[str] | None, options: dict[st
         }
     try:
         with quiet():
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            model: PreTrainedModel
+            model, found = AutoModelForSequenceClassification.from_pretrained(
                 directory,
+                output_loading_info=True,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
                 **options,
             )
-            return model
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"the model does not load: {first}", field="model.name", value=name) from None
+    # They would be random. With labels of its own a model has a fresh head, and some bases lack more than that.
+    if labels is None and found["missing_keys"]:
+        missing = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ModelError(f"weights are missing: {missing}", field="model.name", value=name)
+    return model
 
 
 def save_model(

@@ -145,13 +145,16 @@ def _malformed(what: str, file: Path) -> ModelError:
 
 
 def use_sparse_kernels(model: nn.Module) -> int:
-    """Give linear layers whose weights are 2:4 sparse, on a GPU, the kernels made for that; returns how many.
+    """Give linear layers whose weights are 2:4 sparse the kernels made for that; returns how many.
 
-    Their weights become bfloat16. The model can only be run afterwards.
+    Their weights become bfloat16. The model, which is on a GPU, can only be run afterwards. A GPU without sparse tensor
+    cores (before compute capability 8.0) computes with the zeros.
     """
     import torch
     from torch import nn
 
+    if torch.cuda.get_device_capability() < (8, 0):
+        return 0
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and is_semi_structured(m.weight)]
     for linear in linears:
         sparse = torch.sparse.to_sparse_semi_structured(linear.weight.detach().to(torch.bfloat16))

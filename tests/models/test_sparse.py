@@ -89,6 +89,10 @@ def late_bits(tensors):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (
+            lambda t: [t.pop(f"{part}/{NAME}") for part in ("bitmask", "values", "shape")],
+            rf"weights are missing: {NAME}",
+        ),
         (lambda t: t.pop(f"shape/{NAME}"), r"is stored as bitmask, values"),
         (lambda t: t.update({f"dense/{NAME}": torch.zeros(2)}), r"is stored as bitmask, dense, shape, values"),
         (lambda t: t.update({"pickle/x": torch.zeros(2)}), r"x is stored as pickle"),
