@@ -26,6 +26,7 @@ from lspm_ray.tasks import Task
 from lspm_ray.training.batches import TEACHER_COLUMN
 from lspm_ray.training.config import DistillConfig, TrainConfig, WorkersConfig
 from lspm_ray.training.loop import TrainJob
+from lspm_ray.training.reparametrization import Reparametrization
 from lspm_ray.training.trainer import fit, fit_here
 
 STAGE = "variant"
@@ -229,8 +230,14 @@ def _make(raw: dict[str, Any], report: Report) -> None:
         report(line if line.startswith("!") else f"{method.name}: {line}")
 
     def build(draft: Draft) -> None:
-        def train(start: Path, target: Path, config: TrainConfig, distill: DistillConfig | None) -> None:
-            _train(step, store, start, target, config, distill, say)
+        def train(
+            start: Path,
+            target: Path,
+            config: TrainConfig,
+            distill: DistillConfig | None,
+            reparametrization: Reparametrization | None = None,
+        ) -> None:
+            _train(step, store, start, target, config, distill, say, reparametrization)
 
         context = Context(task, open_artifact(step.data), train, step.threads, say)
         method.apply(source, draft.path, context)
@@ -261,6 +268,7 @@ def _train(
     config: TrainConfig,
     distill: DistillConfig | None,
     report: Report,
+    reparametrization: Reparametrization | None = None,
 ) -> None:
     """Train the model directory `start` in the step's work directory, where a killed run finds its checkpoints."""
     data = open_artifact(step.data)
@@ -282,6 +290,7 @@ def _train(
             class_counts=class_counts(data, "train"),
             config=config,
             distill=distill if step.teacher else None,
+            reparametrization=None if reparametrization is None else reparametrization.spec(),
             work_uri=f"{work}/train",
         )
         if step.workers:

@@ -9,6 +9,7 @@ import pytest
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.compression.compress import _Step, _train
+from lspm_ray.compression.export import export, quantize_dynamic
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.compression.methods.distill_layers import keep_layers
 from lspm_ray.compression.methods.prune import importance
@@ -17,9 +18,12 @@ from lspm_ray.errors import ModelError
 from lspm_ray.evaluation.outputs import logits_array
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.models.directory import load_model, load_tokenizer, read_labels, save_model
+from lspm_ray.models.layers import layer_linears
 from lspm_ray.models.pruned import encoder_layers
+from lspm_ray.profiling.measure import size_mb
 from lspm_ray.tasks import Task
 from lspm_ray.training.batches import TEACHER_COLUMN, batches
+from lspm_ray.training.reparametrizations.fake_quantization import FakeQuantization
 from tests.toy_corpus import toy_corpus
 from tests.toys import LABELS, toy_model, toy_tokenizer
 
@@ -29,6 +33,8 @@ SPECS = {
     "quantize_int8": {"method": "quantize_int8"},
     "prune": {"method": "prune", "heads": 0.5, "importance_rows": 32, "train": FAST | {"learning_rate": 3e-3}},
     "distill_layers": {"method": "distill_layers", "layers": 1, "train": FAST | {"learning_rate": 3e-3}},
+    "sparsify": {"method": "sparsify", "sparsity": 0.6, "train": FAST | {"learning_rate": 3e-3}},
+    "quantization_aware": {"method": "quantization_aware", "train": FAST | {"learning_rate": 3e-3, "epochs": 4}},
     "distill_bag": {"method": "distill_bag", "buckets": 512, "embedding_size": 8, "train": FAST},
 }
 
@@ -63,6 +69,11 @@ def world(tmp_path_factory):
     return store, data, full, store.make("teach", {}, {}, build)
 
 
+def examples(world):
+    table = read_split(world[1], "test", ["input_ids"])
+    return [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
+
+
 def apply(world, spec, target: Path, key: str):
     store, data, full, teacher = world
     task = Task.make("text_classification")
@@ -78,8 +89,8 @@ def apply(world, spec, target: Path, key: str):
         workers=None,
     )
 
-    def train(start, target, config, distill):
-        _train(step, store, start, target, config, distill, lambda _: None)
+    def train(start, target, config, distill, reparametrization=None):
+        _train(step, store, start, target, config, distill, lambda _: None, reparametrization)
 
     target.mkdir()
     Method.make(spec).apply(full.local(), target, Context(task, data, train, 1, lambda _: None))
@@ -109,6 +120,63 @@ def test_same_inputs_give_the_same_weights(world, tmp_path):
         apply(world, SPECS["prune"], tmp_path / name, f"twice-{name}") / "model.safetensors" for name in "ab"
     )
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_sparse_weights_stay_sparse_and_take_less_room(world, tmp_path, pattern):
+    spec = SPECS["sparsify"] | {"pattern": pattern, "sparsity": 0.5, "train": FAST | {"epochs": 1}}
+    directory = apply(world, spec, tmp_path / "out", f"sparse-{pattern}")
+    assert [file.name for file in directory.glob("*.safetensors")] == ["model-sparse.safetensors"]
+    assert size_mb(directory, "torch") < 0.9 * size_mb(world[2].local(), "torch")
+    for linear in layer_linears(load_model(directory)).values():
+        assert (linear.weight == 0).float().mean() == 0.5
+        if pattern == "2:4":
+            assert ((linear.weight == 0).unflatten(1, (-1, 4)).sum(-1) == 2).all()
+
+
+def test_a_sparse_model_is_quantised_like_any_other(world, tmp_path):
+    sparse, int8 = apply(world, SPECS["sparsify"], tmp_path / "sparse", "then-int8"), tmp_path / "int8"
+    int8.mkdir()
+    _, data, *_ = world
+    context = Context(Task.make("text_classification"), data, lambda *_: None, 1, lambda _: None)
+    Method.make("quantize_int8").apply(sparse, int8, context)
+    full, found = (load_predictor(directory, threads=1).predict(examples(world)) for directory in (sparse, int8))
+    assert (full.argmax(1) == found.argmax(1)).mean() > 0.95
+
+
+def int8_error(world, directory, target):
+    """Mean distance of a model's int8 logits from its own in full precision, in units of the spread of the latter."""
+    target.mkdir()
+    quantize_dynamic(export(directory, target, "int8"))
+    exact, rounded = (load_predictor(made, threads=1).predict(examples(world)) for made in (directory, target))
+    return np.abs(exact - rounded).mean() / exact.std(axis=0).mean()
+
+
+def hard_to_quantise(world, directory):
+    """A trained model with one number among the inputs of a layer that leaves no room for the others in 8 bits."""
+    import torch
+
+    def build(draft):
+        model = load_model(directory)
+        with torch.no_grad():
+            for layer in encoder_layers(model):
+                layer.attention.self.value.weight[1] *= 1000
+                layer.attention.self.value.bias[1] *= 1000
+                layer.attention.output.dense.weight[:, 1] /= 1000
+        save_model(model, toy_tokenizer(), draft.path)
+
+    return world[0].make("finetune", {"hard": True}, {}, build)
+
+
+def test_int8_is_nearer_to_a_model_that_was_trained_for_it(world, tmp_path, monkeypatch):
+    store, data, _, teacher = world
+    trained = apply(world, SPECS["distill_layers"] | {"layers": 2}, tmp_path / "trained", "trained")
+    hard = (store, data, hard_to_quantise(world, trained), teacher)
+    spec = SPECS["quantization_aware"] | {"train": FAST | {"learning_rate": 1e-3, "epochs": 1}}
+    aware = int8_error(hard, apply(hard, spec, tmp_path / "aware", "aware"), tmp_path / "aware-int8")
+    monkeypatch.setattr(FakeQuantization, "attach", lambda self, model: None)
+    unaware = int8_error(hard, apply(hard, spec, tmp_path / "unaware", "unaware"), tmp_path / "unaware-int8")
+    assert aware < 0.3 * unaware
 
 
 def test_pruned_layers_are_physically_smaller(world, tmp_path):

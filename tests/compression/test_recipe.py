@@ -41,6 +41,9 @@ def test_defaults_are_filled_in():
         (["no_such"], r"unknown method.*valid: distill_bag, distill_layers"),
         ([{"method": "prune", "head": 0.5}], "did you mean `heads`"),
         ([{"method": "prune", "heads": 1.5}], "less than 1"),
+        ([{"method": "sparsify", "sparsity": 1.0}], r"sparsity: .*less than 1"),
+        ([{"method": "sparsify", "sparsity": 0.6, "pattern": "2:4"}], r"pattern: 2:4 is a sparsity of 0\.5"),
+        ([{"method": "sparsify", "train": {"frozen_layers": 1}}], r"train: frozen_layers must be 0.*\(got 1\)"),
         (["quantize_int8", "prune"], "`quantize_int8` must be the last step"),
         ([], "at least 1 item"),
         ("prune", r"no such preset; a recipe is one of those or a list of methods.*valid: fast, gpu, small, tiny"),
@@ -94,6 +97,9 @@ BERT = Shape("bert", layers=6, max_tokens=512)
         [{"method": "distill_layers", "layers": 2}, "prune", "onnx"],
         ["prune", "prune"],
         ["prune", "distill_bag"],
+        ["prune", "sparsify", "quantize_int8"],
+        ["prune", "quantization_aware", "quantize_int8"],
+        [{"method": "distill_layers", "layers": 2}, {"method": "quantization_aware", "train": {"frozen_layers": 2}}],
     ],
 )
 def test_recipes_that_fit(recipe):
@@ -125,6 +131,11 @@ def test_recipes_that_fit(recipe):
         ),
         (BERT, [{"method": "distill_bag", "train": {"frozen_layers": 1}}], r"distill_bag\.train\.frozen_layers"),
         (BERT, [{"method": "prune", "train": {"frozen_layers": 1}}], r"prune\.train\.frozen_layers.*lspm_pruned"),
+        (BERT, ["distill_bag", "sparsify"], r"a\.recipe\.1: `sparsify`.*lspm_bag_of_ngrams.*valid: bert"),
+        (BERT, ["distill_bag", "quantization_aware"], r"a\.recipe\.1: `quantization_aware`.*no transformer layers"),
+        (BERT, [{"method": "quantization_aware", "train": {"frozen_layers": 7}}], r"quantization_aware\.train\.frozen"),
+        (Shape("gpt2", 6, 512), ["sparsify"], r"a\.recipe\.0: `sparsify`.*'gpt2'.*valid: bert"),
+        (Shape("lspm_lstm", 0, None), ["quantization_aware"], r"no transformer layers \(got 'lspm_lstm'\)"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
         (
             Shape("distilbert", 6, 512),
