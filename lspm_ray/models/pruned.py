@@ -116,13 +116,16 @@ class TrimmedEmbedding(nn.Module):
         return vectors
 
 
-def trim(model: PreTrainedModel, ids: Sequence[int], unknown: int | None) -> "PrunedForSequenceClassification":
+def trim(
+    model: PreTrainedModel, ids: Sequence[int], stand_ins: Sequence[int] | None
+) -> "PrunedForSequenceClassification":
     """A copy of the model with token embeddings of its own for some ids only.
 
     Args:
         model: of a family in `LOOKUP_FAMILIES`.
         ids: that keep theirs, ascending and unique.
-        unknown: the one of them whose embedding all others get; None for a new one, the mean of what is removed.
+        stand_ins: for each of the others, ascending, the kept id whose embedding it gets; None gives them all a new
+            one, the mean of what is removed.
     """
     smaller = copy.deepcopy(bare(model))
     table = smaller.get_input_embeddings()
@@ -132,9 +135,9 @@ def trim(model: PreTrainedModel, ids: Sequence[int], unknown: int | None) -> "Pr
     removed = (rows < 0).nonzero().flatten()
     with torch.no_grad():
         weight = table(kept)
-        if unknown is None and len(removed):
+        if stand_ins is None and len(removed):
             weight = torch.cat([weight, table(removed).mean(0, keepdim=True)])
-        rows[removed] = len(ids) if unknown is None else int(rows[unknown])
+        rows[removed] = rows[torch.tensor(stand_ins, dtype=torch.int64)] if stand_ins is not None else len(ids)
         trimmed = TrimmedEmbedding(total, *weight.shape)
         trimmed.rows.copy_(rows)
         trimmed.embedding.weight.copy_(weight)

@@ -16,7 +16,7 @@ from lspm_ray.compression.methods.distill_layers import keep_layers, kept_of, ta
 from lspm_ray.compression.methods.distill_lstm import token_vectors
 from lspm_ray.compression.methods.distill_transformer import narrow
 from lspm_ray.compression.methods.prune import keep_best
-from lspm_ray.compression.methods.trim_vocabulary import token_counts
+from lspm_ray.compression.methods.trim_vocabulary import nearest, token_counts
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.evaluation.outputs import logits_array
@@ -255,11 +255,24 @@ def test_trimming_changes_no_answer_about_known_words(world, tmp_path):
 
 
 def test_rare_tokens_become_unknown_and_special_ones_stay(world, tmp_path):
-    model = load_model(apply(world, {"method": "trim_vocabulary", "min_count": 10**6}, tmp_path / "out", "rare"))
+    model = load_model(
+        apply(world, {"method": "trim_vocabulary", "min_count": 10**6, "absent": "unknown"}, tmp_path / "out", "rare")
+    )
     special = toy_tokenizer().all_special_ids
     rows = model.get_input_embeddings().rows
     assert rows[special].unique().numel() == len(special) == model.config.vocabulary
     assert (rows == rows[toy_tokenizer().unk_token_id]).sum() == len(rows) - len(special) + 1
+
+
+def test_an_absent_token_is_read_as_the_nearest_one():
+    import torch
+
+    model = toy_model()
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[70] = 3 * weight[20]
+    kept, removed = np.array([0, 20, 21, 22]), np.array([5, 70])
+    assert nearest(model, kept, removed, 1)[1] == 20
 
 
 def test_tokens_are_counted_in_all_training_rows(world):

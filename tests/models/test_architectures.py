@@ -178,9 +178,9 @@ TEXTS = torch.tensor([[20, 25, 39, 22, 59], [30, 21, 20, 38, 59]])
 
 
 @pytest.mark.parametrize("family", LOOKUP_FAMILIES)
-def test_kept_tokens_are_read_as_before_and_others_as_the_unknown_one(tmp_path, family):
+def test_kept_tokens_are_read_as_before_and_others_as_their_stand_ins(tmp_path, family):
     model = small(family)
-    trimmed = trim(model, KEPT, unknown=1).eval()
+    trimmed = trim(model, KEPT, [1] * (60 - len(KEPT))).eval()
     assert torch.equal(answers(trimmed, TEXTS), answers(model, TEXTS))
     unseen, unknown = TEXTS.clone(), TEXTS.clone()
     unseen[:, 2], unknown[:, 2] = 50, 1
@@ -193,13 +193,13 @@ def test_kept_tokens_are_read_as_before_and_others_as_the_unknown_one(tmp_path, 
 
 def test_without_an_unknown_token_the_mean_of_the_removed_stands_for_them():
     model = small("bert")
-    trimmed = trim(model, KEPT, unknown=None)
+    trimmed = trim(model, KEPT, None)
     weight = model.get_input_embeddings().weight
     removed = [token for token in range(60) if token not in KEPT]
     found = trimmed.get_input_embeddings()(torch.tensor([5, 58, 20]))
     assert torch.allclose(found[:2], weight[removed].mean(0).expand(2, -1))
     assert torch.equal(found[2], weight[20])
-    everything = trim(model, list(range(60)), unknown=None)
+    everything = trim(model, list(range(60)), None)
     assert torch.equal(everything.get_input_embeddings().embedding.weight, weight)
 
 
@@ -207,9 +207,9 @@ def test_whatever_is_removed_there_is_one_wrapper():
     model = small("bert")
     shrink(encoder_layers(model)[0], [1], [0, 1, 2])
     before = answers(model, TEXTS)
-    twice = trim(trim(compact(model), KEPT, 1), KEPT[:-2], 1)
+    twice = trim(trim(compact(model), KEPT, None), KEPT[:-2], None)
     assert twice.config.base["model_type"] == bare(twice).config.model_type == "bert"
-    assert (twice.config.heads, twice.config.neurons, twice.config.vocabulary) == ([1], [3], len(KEPT) - 2)
+    assert (twice.config.heads, twice.config.neurons, twice.config.vocabulary) == ([1], [3], len(KEPT) - 1)
     assert torch.allclose(answers(compact(twice).eval(), TEXTS[:, :2]), answers(model, TEXTS[:, :2]), atol=1e-6)
     assert torch.equal(answers(model, TEXTS), before)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +27,17 @@ class TrimVocabulary(Method):
     """Keep the embeddings of the tokens that are frequent in the training rows (Abdaoui et al. 2020, "Load What You
     Need", section 3), and those of the special tokens.
 
-    Texts of kept tokens only get the same logits as before. Every other token is read as the unknown one, or where the
-    tokenizer has none as the mean of what was removed. The tokenizer is not changed, so that all variants of a model
-    are given the same ids.
+    Texts of kept tokens only get the same logits as before. The tokenizer is not changed, so that all variants of a
+    model are given the same ids.
 
     Attributes:
         min_count: occurrences in the training rows from which a token keeps its embedding.
+        absent: what other tokens are read as: the kept one with the `nearest` embedding by cosine, or the `unknown`
+            token; where the tokenizer has none, the mean of what was removed.
     """
 
     min_count: int = Field(1, ge=1)
+    absent: Literal["nearest", "unknown"] = "nearest"
 
     def check(self, shape: Shape) -> Shape:
         """Fits models that look token embeddings up in one table.
@@ -56,7 +58,11 @@ class TrimVocabulary(Method):
         kept = np.flatnonzero(wanted)
         read = counts[kept].sum() / max(1, counts.sum())
         context.report(f"{len(kept):,} of {total:,} token embeddings stay: {read:.2%} of the training rows' tokens")
-        trimmed = trim(model, kept.tolist(), _unknown(model, tokenizer))
+        unknown = _unknown(model, tokenizer)
+        stand_ins = None if unknown is None else [unknown] * (total - len(kept))
+        if self.absent == "nearest":
+            stand_ins = nearest(model, kept, np.flatnonzero(~wanted), context.threads)
+        trimmed = trim(model, kept.tolist(), stand_ins)
         structure = (read_variant(source).structure or {}) | {"vocabulary": [trimmed.config.vocabulary, total]}
         save_model(trimmed, tokenizer, target, Variant(structure=structure))
 
@@ -68,6 +74,21 @@ def token_counts(data: Artifact, total: int) -> NDArray[np.int64]:
         ids = chunk["input_ids"].combine_chunks().flatten().to_numpy()
         counts += np.bincount(ids, minlength=total)
     return counts
+
+
+def nearest(model: "PreTrainedModel", kept: NDArray[np.int64], removed: NDArray[np.int64], threads: int) -> list[int]:
+    """For each removed token the kept one whose embedding has the highest cosine with its own."""
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(threads)
+    table = model.get_input_embeddings()
+    found = []
+    with torch.no_grad():
+        candidates = F.normalize(table(torch.from_numpy(kept)))
+        for part in torch.from_numpy(removed).split(_CHUNK_ROWS):
+            found += kept[(F.normalize(table(part)) @ candidates.T).argmax(1).numpy()].tolist()
+    return found
 
 
 def _special(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
