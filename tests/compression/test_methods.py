@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lspm_ray.artifact import ArtifactStore
-from lspm_ray.compression.compress import _Step, _train
+from lspm_ray.compression.compress import CompressConfig, _Step, _train, compress
 from lspm_ray.compression.importance import Importance, importance, least_missed_layers, stack
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.compression.methods.distill_layers import keep_layers, kept_of, take_layers
@@ -429,3 +429,19 @@ def test_word_vectors_of_a_student_are_those_of_its_teacher():
     assert token_vectors(model, 8).shape == (len(toy_tokenizer()), 8)
     assert token_vectors(model, 33) is None
     assert token_vectors(toy_model("bag"), 8) is None
+
+
+def test_what_is_left_is_told_by_every_later_step(world):
+    store, data, full, _ = world
+    config = CompressConfig.parse({"variants": {"small": {"recipe": ["trim_vocabulary", "onnx"]}}})
+    task = Task.make("text_classification")
+    made = compress(config, task, full, data, store, lambda _: None, here=1)["small"]
+    kept, total = made.manifest.summary["structure"]["vocabulary"]
+    assert 0 < kept < total
+    assert read_variant(made.local()).structure == {"vocabulary": [kept, total]}
+    assert [step["method"] for step in read_variant(made.local()).recipe] == ["trim_vocabulary", "onnx"]
+
+
+def test_a_student_without_layers_forgets_what_was_left_of_others(world, tmp_path):
+    spec = SPECS["distill_bag"] | {"train": FAST | {"epochs": 1}}
+    assert read_variant(apply(world, spec, tmp_path / "out", "forgets")).structure == {}
