@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -230,6 +231,8 @@ def _make(raw: dict[str, Any], report: Report) -> None:
         report(line if line.startswith("!") else f"{method.name}: {line}")
 
     def build(draft: Draft) -> None:
+        numbers = itertools.count()
+
         def train(
             start: Path,
             target: Path,
@@ -237,14 +240,15 @@ def _make(raw: dict[str, Any], report: Report) -> None:
             distill: DistillConfig | None,
             reparametrization: Reparametrization | None = None,
         ) -> None:
-            _train(step, store, start, target, config, distill, say, reparametrization)
+            _train(step, store, start, target, config, distill, say, reparametrization, next(numbers))
 
         context = Context(task, open_artifact(step.data), train, step.threads, say)
         method.apply(source, draft.path, context)
-        variant = read_variant(draft.path)
-        recipe = [*read_variant(source).recipe, step.what["step"]]
-        write_variant(draft.path, variant.model_copy(update={"recipe": recipe}))
-        draft.summary = {"runtime": variant.runtime, "precision": variant.precision}
+        before, variant = read_variant(source), read_variant(draft.path)
+        structure = before.structure if variant.structure is None else variant.structure
+        recipe = [*before.recipe, step.what["step"]]
+        write_variant(draft.path, variant.model_copy(update={"recipe": recipe, "structure": structure}))
+        draft.summary = {"runtime": variant.runtime, "precision": variant.precision, "structure": structure or {}}
         if step.reference is not None:
             say("measuring on validation rows")
             draft.summary["steps"] = _steps(step, draft.path, open_artifact(step.reference))
@@ -269,10 +273,15 @@ def _train(
     distill: DistillConfig | None,
     report: Report,
     reparametrization: Reparametrization | None = None,
+    number: int = 0,
 ) -> None:
-    """Train the model directory `start` in the step's work directory, where a killed run finds its checkpoints."""
+    """Train the model directory `start` in the step's work directory, where a killed run finds its checkpoints.
+
+    A step that trains several times, in the same order whenever it is run, has a directory for each `number`.
+    """
     data = open_artifact(step.data)
     work = store.work_uri(STAGE, step.key)
+    work = f"{work}/{number}" if number else work
     with tempfile.TemporaryDirectory() as temporary:
         # `start` lies inside the draft, which must hold the result only.
         moved = Path(shutil.move(start, temporary))

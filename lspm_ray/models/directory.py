@@ -29,11 +29,13 @@ class Variant(Config):
         runtime: the runtime plugin that loads it.
         precision: of the weights that the runtime executes.
         recipe: the compression steps that led here, oldest first, as their YAML forms.
+        structure: what compression left of the full model's parts, by part; None for the same as before the last step.
     """
 
     runtime: str = "torch"
     precision: str = "fp32"
     recipe: list[dict[str, Any]] = Field(default_factory=list)
+    structure: dict[str, Any] | None = None
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -96,6 +96,10 @@ BERT = Shape("bert", layers=6, max_tokens=512)
         [{"method": "distill_layers", "layers": 2, "train": {"frozen_layers": 2}}],
         [{"method": "distill_layers", "layers": 2}, "prune", "onnx"],
         ["prune", "prune"],
+        ["prune", "distill_layers", "prune"],
+        ["trim_vocabulary", "prune", "distill_layers", "trim_vocabulary", "quantize_int8"],
+        ["distill_transformer", "trim_vocabulary"],
+        ["distill_lstm", "trim_vocabulary"],
         ["prune", "distill_bag"],
         ["prune", "sparsify", "quantize_int8"],
         ["prune", "quantization_aware", "quantize_int8"],
@@ -121,8 +125,8 @@ def test_recipes_that_fit(recipe):
         ),
         (
             BERT,
-            ["prune", "distill_layers"],
-            r"a\.recipe\.1: `distill_layers` does not fit the result of the step before",
+            ["prune", {"method": "distill_layers", "layers": 7}],
+            r"a\.recipe\.1: `distill_layers` does not fit the result of the step before.*6 layers",
         ),
         (
             BERT,
@@ -137,6 +141,9 @@ def test_recipes_that_fit(recipe):
         (Shape("gpt2", 6, 512), ["sparsify"], r"a\.recipe\.0: `sparsify`.*'gpt2'.*valid: bert"),
         (Shape("lspm_lstm", 0, None), ["quantization_aware"], r"no transformer layers \(got 'lspm_lstm'\)"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
+        (BERT, ["distill_bag", "trim_vocabulary"], r"a\.recipe\.1: `trim_vocabulary`.*lspm_bag_of_ngrams.*valid: bert"),
+        (Shape("distilbert", 6, 512), ["trim_vocabulary", "prune"], r"a\.recipe\.1: `prune`.*'distilbert'"),
+        (Shape("gpt2", 6, 512), ["distill_transformer"], r"`distill_transformer`.*'gpt2'.*valid: bert"),
         (
             Shape("distilbert", 6, 512),
             ["prune"],

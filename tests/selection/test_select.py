@@ -308,7 +308,9 @@ def test_what_is_forgotten_is_kept_for_the_report(world):
     assert [change.lost for change in found.alone["cheap"]] == lost
     accepted = softmax(read["cheap"][2], certificate.temperature).max(1) >= certificate.threshold
     given = np.where(accepted, right["cheap"], right[plan.stages[1].model.name])
-    assert [change.lost for change in found.plan] == [int((right["full"] & ~given & (labels == k)).sum()) for k in (0, 1)]
+    assert [change.lost for change in found.plan] == [
+        int((right["full"] & ~given & (labels == k)).sum()) for k in (0, 1)
+    ]
     assert sum(change.lost for change in found.plan) < sum(lost)
 
 

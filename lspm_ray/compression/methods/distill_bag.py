@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from lspm_ray.compression.method import Context, Method
-from lspm_ray.models.directory import load_tokenizer, read_labels, save_model
+from lspm_ray.models.directory import Variant, load_tokenizer, read_labels, save_model, write_variant
 from lspm_ray.models.shape import Shape
 from lspm_ray.models.source import read_config
 from lspm_ray.training.config import DistillConfig, TrainConfig
@@ -33,7 +33,7 @@ class DistillBag(Method):
     hidden_size: int = Field(0, ge=0)
     dropout: float = Field(0.3, ge=0, lt=1)
     train: TrainConfig = TrainConfig(
-        epochs=12, batch_size=64, learning_rate=5e-3, weight_decay=0.0, precision="fp32", patience=3, metric="loss"
+        epochs=12, batch_size=64, learning_rate=2e-3, weight_decay=0.0, precision="fp32", patience=3, metric="loss"
     )
     distill: DistillConfig = DistillConfig()
 
@@ -71,3 +71,4 @@ class DistillBag(Method):
         start = target / "start"
         save_model(BagOfNgramsForSequenceClassification(config), tokenizer, start)
         context.train(start, target, self.train, self.distill)
+        write_variant(target, Variant(structure={}))
