@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from lspm_ray.errors import ModelError
 from lspm_ray.inference.runtimes.onnxruntime import ONNX_FILE
 from lspm_ray.models.directory import Variant, load_model, load_tokenizer, write_variant
-from lspm_ray.models.pruned import FAMILIES, bare, encoder_layers, head_count, head_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +41,7 @@ def export(source: Path, target: Path, precision: str) -> Path:
     model = load_model(source, attn_implementation="eager").eval()
     file = target / ONNX_FILE
     _export(model, file)
-    optimizer = _FUSED_FAMILIES.get(bare(model).config.model_type)
+    optimizer = _FUSED_FAMILIES.get(model.config.model_type)
     if optimizer is not None:
         _fuse(file, optimizer, model)
     _check(model, file)
@@ -111,25 +110,15 @@ def _ended(ids: NDArray[np.int64], lengths: list[int], model: PreTrainedModel) -
 def _fuse(file: Path, family: str, model: PreTrainedModel) -> None:
     from onnxruntime.transformers import optimizer
 
-    heads, width = _attention(model)
     with _quietly():
         fused = optimizer.optimize_model(
             str(file),
             model_type=family,
-            num_heads=heads,
-            hidden_size=width,
+            num_heads=model.config.num_attention_heads,
+            hidden_size=model.config.hidden_size,
             opt_level=0,
         )
         fused.save_model_to_file(str(file))
-
-
-def _attention(model: PreTrainedModel) -> tuple[int, int]:
-    """Heads of every layer and their width together; 0, 0 where layers differ, whose attention then stays unfused."""
-    inner = bare(model)
-    if inner.config.model_type not in FAMILIES:
-        return int(inner.config.num_attention_heads), int(inner.config.hidden_size)
-    found = {(head_count(layer), head_count(layer) * head_size(layer)) for layer in encoder_layers(inner)}
-    return found.pop() if len(found) == 1 else (0, 0)
 
 
 def _check(model: PreTrainedModel, file: Path) -> None:

@@ -366,30 +366,12 @@ def test_a_trimmed_model_goes_through_every_other_method(world, tmp_path, name):
     if name == "onnx":
         before = load_predictor(world[2].local(), threads=1).predict(sentences(world))
         assert np.allclose(logits, before, atol=1e-4)
-        assert attentions(directory) == 2
     if Method.make(name).needs_teacher:
         assert load_model(directory).config.vocabulary == read_variant(trimmed.local()).structure["vocabulary"][0]
 
 
 def context_of(world):
     return Context(Task.make("text_classification"), world[1], lambda *_: None, 1, lambda _: None)
-
-
-def attentions(directory):
-    import onnx
-
-    return sum(node.op_type == "Attention" for node in onnx.load(directory / "model.onnx").graph.node)
-
-
-@pytest.mark.parametrize(("heads", "fused"), [([[0], [1]], 2), ([[0], [0, 1]], 0)])
-def test_attention_of_pruned_layers_is_fused_if_they_are_alike(world, tmp_path, heads, fused):
-    model = toy_model()
-    for layer, stay in zip(encoder_layers(model), heads, strict=True):
-        shrink(layer, stay, list(range(64)))
-    save_model(compact(model), toy_tokenizer(), tmp_path / "in")
-    (tmp_path / "out").mkdir()
-    Method.make("onnx").apply(tmp_path / "in", tmp_path / "out", context_of(world))
-    assert attentions(tmp_path / "out") == fused
 
 
 def test_units_are_ranked_in_each_layer_or_in_the_whole_model():
