@@ -22,7 +22,7 @@ class SparsityConfig(Config):
             2021), which is a sparsity of 0.5.
         criterion: `magnitude` removes the weights nearest to zero (Han et al. 2015). `movement` removes those that
             fine-tuning moves towards zero (Sanh et al. 2020, sections 3 and 4: hard movement pruning, top v of each
-            matrix); it is made for high sparsity.
+            matrix); it is made for high sparsity and long training: what a few dozen steps tell of a weight is noise.
         schedule: `oneshot` prunes before the first step. `cubic` prunes more and more, first fast, then slowly (Zhu &
             Gupta 2017, section 3).
         ramp_start: share of all steps after which `cubic` begins.
