@@ -1,4 +1,4 @@
-"""Recipes by name. What is stored of a variant is the recipe that its preset stands for, with every setting filled in."""
+"""Recipes by name. A variant stores the recipe that its preset stands for, with every setting filled in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from lspm_ray.errors import ConfigError
 
 PRESETS: dict[str, tuple[dict[str, Any], ...]] = {
-    # Of all that was measured the fastest transformer: 4.9 times as fast as a full MiniLM-L6 alone, 4.2 times in batches.
+    # The fastest transformer of all that was measured: 4.9 times a full MiniLM-L6 alone, 4.2 times in batches.
     "fast": ({"method": "distill_layers", "layers": 2}, {"method": "quantize_int8"}),
     # The same with narrower layers: the smallest file that is still a transformer.
     "small": ({"method": "distill_layers", "layers": 2}, {"method": "prune"}, {"method": "quantize_int8"}),

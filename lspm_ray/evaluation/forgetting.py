@@ -1,7 +1,7 @@
 """What a compressed model forgets: which classes it loses, and which rows it answers differently.
 
-Averages hide it: compression takes a little from most classes and much from a few (Hooker et al., "What Do Compressed Deep
-Neural Networks Forget?", 2019, section 3). Everything here compares with the full model on the same rows.
+Averages hide it: compression takes a little from most classes and much from a few (Hooker et al., "What Do Compressed
+Deep Neural Networks Forget?", 2019, section 3). Everything here compares with the full model on the same rows.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def class_changes(
 ) -> list[ClassChange]:
     """The change of every class that occurs.
 
-    The verdicts are those of `excess_p_value`, each at `significance` divided by the number of classes (Bonferroni): that
-    any of them is wrong is no likelier than `significance`. With few rows they say `cannot be told`.
+    The verdicts are those of `excess_p_value`, each at `significance` divided by the number of classes (Bonferroni):
+    that any of them is wrong is no likelier than `significance`. With few rows they say `cannot be told`.
 
     Args:
         right: bool [n], whether the other model is right.
@@ -135,8 +135,8 @@ def verdict(lost: int, gained: int, rows: int, bound: float, significance: float
 def excess_p_value(lost: int, gained: int, rows: int, bound: float, significance: float) -> float:
     """How likely `lost - gained` is to be so large if the true drop, P(lost) - P(gained), is at most `bound`.
 
-    Exact and unconditional: the number of lost and gained rows is trinomial. P(gained), which the hypothesis leaves open,
-    runs over its Clopper-Pearson interval at a tenth of `significance`, which is added to the largest p-value found
+    Exact and unconditional: the number of lost and gained rows is trinomial. P(gained), which the hypothesis leaves
+    open, runs over its Clopper-Pearson interval at a tenth of `significance`, which is added to the largest p-value found
     (Berger and Boos, "P Values Maximized Over a Confidence Set for the Nuisance Parameter", 1994). The usual intervals
     are wrong too often here: that of `paired_difference` up to 20 times as often as asked for, with 60 classes of some
     ten rows.
@@ -160,7 +160,7 @@ def excess_p_value(lost: int, gained: int, rows: int, bound: float, significance
 
 
 def _tail(excess: int, rows: int, lost: NDArray[np.float64], gained: NDArray[np.float64]) -> NDArray[np.float64]:
-    """P(lost rows - gained rows >= `excess`) for probabilities [m, 1] of either, [m]; sums over how many are discordant."""
+    """P(lost rows - gained rows >= `excess`) for probabilities [m, 1] of either, [m]: summed over how many differ."""
     both = np.minimum(lost + gained, 1.0)
     spread = _WINDOW * np.sqrt(rows * both * (1 - both)) + _WINDOW
     first = max(0, excess, int((rows * both - spread).min()))

@@ -177,7 +177,7 @@ def broken_limits(
     constraints: Constraints,
     labels: Sequence[str],
 ) -> list[str]:
-    """What a plan of these models would break, in words; judged by the answers that would leave it, not by the variant's.
+    """What a plan of these models would break, in words: judged by the answers that would leave it.
 
     Args:
         used: the models of the plan.

@@ -69,8 +69,7 @@ def test_quality_is_that_of_the_runtime_that_will_serve(world, two_steps):
         assert effect.agreement == (logits.argmax(1) == expected.argmax(1)).mean()
 
 
-def test_size_shrinks_and_an_export_keeps_the_number_of_parameters(world, two_steps):
-    _, full, _ = world
+def test_size_shrinks_and_an_export_keeps_the_number_of_parameters(two_steps):
     known, (shallow, exported) = two_steps
     before, distilled, quantized = effects_of(exported, known)
     counted = sum(p.numel() for p in load_model(shallow.local()).parameters())
