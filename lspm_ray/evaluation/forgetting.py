@@ -136,10 +136,10 @@ def excess_p_value(lost: int, gained: int, rows: int, bound: float, significance
     """How likely `lost - gained` is to be so large if the true drop, P(lost) - P(gained), is at most `bound`.
 
     Exact and unconditional: the number of lost and gained rows is trinomial. P(gained), which the hypothesis leaves
-    open, runs over its Clopper-Pearson interval at a tenth of `significance`, which is added to the largest p-value found
-    (Berger and Boos, "P Values Maximized Over a Confidence Set for the Nuisance Parameter", 1994). The usual intervals
-    are wrong too often here: that of `paired_difference` up to 20 times as often as asked for, with 60 classes of some
-    ten rows.
+    open, runs over its Clopper-Pearson interval at a tenth of `significance`, which is added to the largest p-value
+    found (Berger and Boos, "P Values Maximized Over a Confidence Set for the Nuisance Parameter", 1994). The usual
+    intervals are wrong too often here: that of `paired_difference` up to 20 times as often as asked for, with 60
+    classes of some ten rows.
 
     Args:
         lost: rows that only full answers right.
@@ -160,7 +160,7 @@ def excess_p_value(lost: int, gained: int, rows: int, bound: float, significance
 
 
 def _tail(excess: int, rows: int, lost: NDArray[np.float64], gained: NDArray[np.float64]) -> NDArray[np.float64]:
-    """P(lost rows - gained rows >= `excess`) for probabilities [m, 1] of either, [m]: summed over how many differ."""
+    """P(lost - gained >= `excess`) for probabilities [m, 1] of either, [m]: summed over how many rows differ."""
     both = np.minimum(lost + gained, 1.0)
     spread = _WINDOW * np.sqrt(rows * both * (1 - both)) + _WINDOW
     first = max(0, excess, int((rows * both - spread).min()))
