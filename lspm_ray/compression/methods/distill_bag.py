@@ -33,7 +33,7 @@ class DistillBag(Method):
     hidden_size: int = Field(0, ge=0)
     dropout: float = Field(0.3, ge=0, lt=1)
     train: TrainConfig = TrainConfig(
-        epochs=12, batch_size=64, learning_rate=2e-3, weight_decay=0.0, precision="fp32", patience=3, metric="loss"
+        epochs=12, batch_size=64, learning_rate=5e-3, weight_decay=0.0, precision="fp32", patience=3, metric="loss"
     )
     distill: DistillConfig = DistillConfig()
 
