@@ -86,6 +86,7 @@ def test_bad_names_are_refused(name):
         CompressConfig.parse({"variants": {name: {"recipe": ["onnx"]}}})
 
 
+TO_ONNX = ["onnx", "quantize_int8", "quantize_static", "quantize_int4"]
 BERT = Shape("bert", layers=6, max_tokens=512)
 
 
@@ -140,6 +141,9 @@ def test_recipes_that_fit(recipe):
         (BERT, [{"method": "quantization_aware", "train": {"frozen_layers": 7}}], r"quantization_aware\.train\.frozen"),
         (Shape("gpt2", 6, 512), ["sparsify"], r"a\.recipe\.0: `sparsify`.*'gpt2'.*valid: bert"),
         (Shape("lspm_lstm", 0, None), ["quantization_aware"], r"no transformer layers \(got 'lspm_lstm'\)"),
+        *((BERT, ["distill_bag", method], f"{method}`.*bag of n-grams cannot be exported") for method in TO_ONNX),
+        (Shape("lspm_lstm", 0, None), ["quantize_static"], r"an LSTM cannot have fixed scales.*Take quantize_int8"),
+        (Shape("lspm_lstm", 0, None), ["quantize_int4"], r"LSTM cannot have four bits.*Take quantize_int8"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
         (BERT, ["distill_bag", "trim_vocabulary"], r"a\.recipe\.1: `trim_vocabulary`.*lspm_bag_of_ngrams.*valid: bert"),
         (Shape("distilbert", 6, 512), ["trim_vocabulary", "prune"], r"a\.recipe\.1: `prune`.*'distilbert'"),

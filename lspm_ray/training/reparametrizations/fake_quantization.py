@@ -1,4 +1,4 @@
-"""Fake quantisation: train with the rounding that ONNX Runtime's dynamic int8 will do."""
+"""Fake quantisation: train with the rounding that `quantize_int8` will do."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from transformers.pytorch_utils import Conv1D
 from lspm_ray.training.reparametrization import Reparametrization
 
 _WEIGHT_LEVELS = 64
-"""Weights become -64 to 64: seven bits, see `compression.export.quantize_dynamic`."""
+"""Weights become -64 to 64: seven bits, see `reduce_range` of `quantize_int8`."""
+_ROW_LEVELS = 127
+_LEAST_TABLE = 1024
+"""Numbers of an embedding table that is worth rounding."""
 _LEVELS = 255
-_FUSED_EMBEDDINGS = ("bert", "distilbert")
-"""Families whose embeddings and layer norm ONNX Runtime fuses, and then quantises the norm, too."""
 
 
 class FakeQuantization(Reparametrization):
     """Rounds, in every forward pass, what `quantize_int8` rounds; gradients pass as if nothing were rounded.
 
-    The straight-through estimator of Jacob et al. 2018 (section 3). What is rounded, and how, is what
-    `onnxruntime.quantization.quantize_dynamic` does with the settings of the export: weights of all matrix products
-    to -64..64 per output channel, symmetric; their inputs to 0..255 over a whole text, without its padding;
-    embedding tables to 0..255 over a whole table. The trained weights are saved, not the rounded ones.
+    The straight-through estimator of Jacob et al. 2018 (section 3). Rounded are the weights of all matrix products, to
+    -64..64 per output channel, symmetric; their inputs, to 0..255 over a whole text, without its padding; and the rows
+    of embedding tables, each to -127..127. The trained weights are saved, not the rounded ones.
     """
 
     baked: ClassVar[bool] = False
@@ -39,12 +39,8 @@ class FakeQuantization(Reparametrization):
                 axis = 0 if isinstance(module, nn.Linear) else 1
                 parametrize.register_parametrization(module, "weight", _PerChannel(axis))
                 module.register_forward_pre_hook(texts.round_input)
-            elif isinstance(module, nn.Embedding):
+            elif isinstance(module, nn.Embedding) and module.weight.numel() >= _LEAST_TABLE:
                 module.register_forward_hook(_round_rows)
-        if model.config.model_type in _FUSED_EMBEDDINGS:
-            norm = model.base_model.get_submodule("embeddings.LayerNorm")
-            for name in ("weight", "bias"):
-                parametrize.register_parametrization(norm, name, _PerTensor())
 
 
 class _PerChannel(nn.Module):
@@ -59,13 +55,6 @@ class _PerChannel(nn.Module):
         zeros = torch.zeros_like(largest, dtype=torch.int32)
         scale = _scale(largest, _WEIGHT_LEVELS)
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, self.axis, -_WEIGHT_LEVELS, _WEIGHT_LEVELS)
-
-
-class _PerTensor(nn.Module):
-    """Asymmetric, one scale for all."""
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return _round_all(weight, weight.detach())
 
 
 class _Texts:
@@ -95,14 +84,12 @@ def _round_each(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor
     return torch.fake_quantize_per_channel_affine(values, scale, zero, 0, 0, _LEVELS)
 
 
-def _round_rows(table: Any, _: Any, rows: torch.Tensor) -> torch.Tensor:
-    """Rows of an embedding table, with the scale of the whole table."""
-    return _round_all(rows, table.weight.detach())
-
-
-def _round_all(values: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    scale, zero = _range(whole.amin(), whole.amax())
-    return torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, _LEVELS)
+def _round_rows(_: Any, __: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Symmetric, one scale per row of the table: [..., width]."""
+    flat = rows.flatten(0, -2)
+    scale = _scale(flat.detach().abs().amax(1), _ROW_LEVELS)
+    zeros = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(flat, scale, zeros, 0, -_ROW_LEVELS, _ROW_LEVELS).view_as(rows)
 
 
 def _range(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lspm_ray.compression.export import export, quantize_dynamic
+from lspm_ray.compression.method import Context, Method
 from lspm_ray.inference.batching import pad
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.models.directory import load_model, save_model
 from lspm_ray.models.fresh import build_classifier, classifier_config
+from lspm_ray.tasks import Task
 from lspm_ray.training.reparametrizations.fake_quantization import FakeQuantization
 from tests.toys import LABELS, toy_tokenizer
 
@@ -63,7 +64,8 @@ def test_it_computes_what_onnx_runtime_will(tmp_path, family):
     plain, int8 = tmp_path / "plain", tmp_path / "int8"
     save_model(build(family), toy_tokenizer(), plain)
     int8.mkdir()
-    quantize_dynamic(export(plain, int8, "int8"))
+    context = Context(Task.make("text_classification"), None, lambda *_: None, 1, lambda _: None)
+    Method.make("quantize_int8").apply(plain, int8, context)
     full, real = (load_predictor(directory, threads=1).predict(texts()) for directory in (plain, int8))
     model = load_model(plain).eval()
     FakeQuantization().attach(model)
