@@ -10,6 +10,7 @@ from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.build import STATS_FILE
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
+from lspm_ray.evaluation.forgetting import Forgetting, exemplars
 from lspm_ray.evaluation.metrics import Estimate, proportion, reliability_bins
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY
@@ -20,21 +21,25 @@ from lspm_ray.report.findings import (
     Confusion,
     DataSummary,
     Findings,
+    FlippedRow,
     Promise,
     Reliability,
     Source,
     Training,
 )
 from lspm_ray.report.page import render
+from lspm_ray.selection.break_even import BreakEven
 from lspm_ray.selection.options import Option, best_of_each
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
-from lspm_ray.selection.select import CURVE_FILE, OPTIONS_FILE, read_plan
+from lspm_ray.selection.select import BREAK_EVEN_FILE, CURVE_FILE, FORGETTING_FILE, OPTIONS_FILE, read_plan
 from lspm_ray.training.gain import read_gain
 
 STAGE = "report"
 PAGE_FILE = "report.html"
 DATA_FILE = "report.json"
+MOST_FLIPPED = 20
+"""Rows that are listed because compression answers them otherwise."""
 
 
 def build_report(
@@ -105,7 +110,7 @@ def gather(
         alternatives=alternatives(table, plan, certificate),
         certificate=certificate,
         certificate_id=plan.certificate_id,
-        curve=Certified.parse(select.read_json(CURVE_FILE)) if CURVE_FILE in select.manifest.files else None,
+        curve=Certified.parse(select.read_json(CURVE_FILE)) if _has(select, CURVE_FILE) else None,
         options=best_of_each([Option.parse(raw) for raw in select.read_json(OPTIONS_FILE)]),
         variants=[_without_details(v) for v in table.variants],
         linear=table.linear,
@@ -117,6 +122,11 @@ def gather(
         confusion={name: _matrix(table[name]) for name in models},
         training=training(full),
         gain=None if gain is None else read_gain(gain),
+        forgetting=Forgetting.parse(select.read_json(FORGETTING_FILE)) if _has(select, FORGETTING_FILE) else None,
+        flipped=_flipped(outputs, plan.labels),
+        break_even=[BreakEven.parse(raw) for raw in select.read_json(BREAK_EVEN_FILE)]
+        if _has(select, BREAK_EVEN_FILE)
+        else [],
         data=data_summary(data.read_json(STATS_FILE), data.manifest.config),
         lineage=_lineage(sources, table.variants),
     )
@@ -152,6 +162,23 @@ def data_summary(stats: Mapping[str, Any], config: Mapping[str, Any]) -> DataSum
     """`stats.json` and the config of a prepared corpus, without what the page does not show."""
     fields = {key: stats[key] for key in DataSummary.model_fields if key in stats}
     return DataSummary.parse(fields | {"max_length": config.get("task", {}).get("max_length")})
+
+
+def _has(artifact: Artifact, file: str) -> bool:
+    return file in artifact.manifest.files
+
+
+def _flipped(outputs: Mapping[str, Artifact], labels: Sequence[str]) -> list[FlippedRow]:
+    read = {name: read_outputs(artifact, "test") for name, artifact in outputs.items()}
+    ids, truth, _ = read[FULL]
+    right = {name: logits.argmax(1) == truth for name, (_, _, logits) in read.items()}
+    full = right.pop(FULL)
+    return [
+        FlippedRow(
+            id=str(ids[found.row]), label=labels[truth[found.row]], direction=found.direction, models=found.models
+        )
+        for found in exemplars(right, full, MOST_FLIPPED)
+    ]
 
 
 def _planned(table: ProfileTable, plan: Plan) -> Alternative:

@@ -9,8 +9,10 @@ from pydantic import Field
 from lspm_ray.artifact import Artifact, name_of
 from lspm_ray.config import Config
 from lspm_ray.corpus.config import SPLITS
+from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.metrics import Bin, Comparison, Estimate
 from lspm_ray.profiling.table import VariantProfile
+from lspm_ray.selection.break_even import BreakEven
 from lspm_ray.selection.options import Option
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
@@ -154,6 +156,22 @@ class Source(Config):
         )
 
 
+class FlippedRow(Config):
+    """A test row that compression answers otherwise.
+
+    Attributes:
+        id: of the row.
+        label: its true class.
+        direction: `lost`: full is right; `gained`: full is wrong.
+        models: those that differ from full in it.
+    """
+
+    id: str
+    label: str
+    direction: Literal["lost", "gained"]
+    models: list[str]
+
+
 class Findings(Config):
     """Everything in the report.
 
@@ -165,6 +183,9 @@ class Findings(Config):
         confusion: model -> confusion matrix on test, for the models of the plan and the full model.
         encode_ms: time to tokenise one example.
         gain: what pretraining gave; None where the model was not pretrained here.
+        forgetting: what classes lose; None where nobody looked.
+        flipped: test rows that most models answer otherwise than full.
+        break_even: when each variant pays.
         rounds: of the speed measurement.
         hardware: where speeds were measured.
     """
@@ -189,6 +210,9 @@ class Findings(Config):
     confusion: dict[str, Confusion]
     training: Training
     gain: Gain | None = None
+    forgetting: Forgetting | None = None
+    flipped: list[FlippedRow] = Field(default_factory=list)
+    break_even: list[BreakEven] = Field(default_factory=list)
     data: DataSummary
     lineage: list[Source]
 

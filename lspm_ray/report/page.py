@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lspm_ray.compression.recipe import FULL
-from lspm_ray.report import tables, words
+from lspm_ray.report import compression, tables, words
 from lspm_ray.report.figures.confusion import CELL_NUMBERS_UP_TO, MOST_CLASSES, confusion
 from lspm_ray.report.figures.latency import latency
 from lspm_ray.report.figures.learning import learning_curves
@@ -109,13 +109,24 @@ def _variants(findings: Findings) -> Child:
             latency(findings.variants, FULL, anchor="latency"),
             "From token ids to answer, medians over the rounds. Hollow: dominated.",
         ),
+        _steps(findings),
     ]
+
+
+def _steps(findings: Findings) -> Child:
+    made = compression.steps(findings)
+    return None if made is None else [element("h3", "Recipes, step by step"), made]
 
 
 def _classes(findings: Findings) -> Child:
     served = [v for v in findings.served if v.against_full is not None]
     lines = [_worst(v.name, v.recall_change) for v in served]
-    return [(element("p", line) for line in lines if line), tables.recall_change(findings)]
+    return [
+        (element("p", line) for line in lines if line),
+        tables.recall_change(findings),
+        None if findings.forgetting is None else compression.forgetting(findings.forgetting),
+        compression.flipped(findings.flipped),
+    ]
 
 
 def _worst(model: str, changes: dict[str, float | None]) -> Child:
@@ -196,6 +207,10 @@ def _rejected(findings: Findings) -> Child:
     if not findings.plan.reasons:
         return element("p", "There was nothing to reject: every variant made is in the plan.")
     return tables.rejected(findings)
+
+
+def _pays(findings: Findings) -> Child:
+    return compression.pays(findings.break_even)
 
 
 def _calibration(findings: Findings) -> Child:
@@ -284,7 +299,8 @@ _SECTIONS: list[tuple[str, str, Callable[[Findings], Child]]] = [
     ("risk", "Risk against threshold", _risk),
     ("certificate", "Certificate", _certificate),
     ("rejected", "Why the others are not served", _rejected),
-    ("classes", "Recall by class", _classes),
+    ("when-it-pays", "When a cascade pays", _pays),
+    ("classes", "What compression forgets", _classes),
     ("calibration", "Calibration", _calibration),
     ("confusion", "Confusion", _confusion),
     ("training", "Training", _training),

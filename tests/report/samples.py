@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lspm_ray.artifact import Artifact, ArtifactStore, hardware
+from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.corpus.config import SPLITS
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
+from lspm_ray.evaluation.forgetting import Forgetting, class_changes
 from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, majority
@@ -29,6 +31,7 @@ from lspm_ray.profiling.profile import baseline_verdict
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.report.build import build_report, gather, training
 from lspm_ray.report.findings import Findings, Training
+from lspm_ray.selection.break_even import break_even
 from lspm_ray.selection.options import Option
 from lspm_ray.selection.plan import Certificate, ModelRef, Plan, PlanStage
 from lspm_ray.selection.risk import ACCEPT_ALL, Certified, RiskKind, fixed_sequence, losses, threshold_grid
@@ -62,6 +65,7 @@ class Run:
             which nothing was certified).
         absent: classes that do not occur in the evaluation splits.
         epochs: of the training.
+        old: made by a version that knew nothing of forgetting, break-even and the steps of recipes.
         noise: multiplies the noise of every model; the linear baseline is noisier by `linear_noise`.
     """
 
@@ -76,6 +80,7 @@ class Run:
     risk: RiskKind = "regret"
     linear_noise: float = 1.1
     first: str = "bag"
+    old: bool = False
     warnings: list[str] = field(default_factory=list)
 
     def report(self) -> Artifact:
@@ -200,12 +205,32 @@ class Run:
         ]
         files = {"plan.json": plan.model_dump(mode="json")}
         files["options.json"] = [option.model_dump(mode="json") for option in options]
+        if not self.old:
+            files |= self._of_compression(options)
         if certified:
             files["curve.json"] = certified.model_dump(mode="json")
         if certificate:
             files["certificate.json"] = certificate.model_dump(mode="json")
         asked = {"alpha": self.alpha, "delta": 0.05, "risk": self.risk, "min_saving": 0.1}
         return _write(self.store, "select", {"select": asked, "serve": self.serve}, files, self._parents())
+
+    def _of_compression(self, options: list[Option]) -> dict[str, Any]:
+        labels = self.truth["selection"]
+        right = {name: self.logits[name]["selection"].argmax(1) == labels for name in (FULL, *self.variants)}
+        changes = {name: class_changes(right[name], right[FULL], labels, self.labels, 0.05) for name in self.variants}
+        found = Forgetting(bound=0.05, alone=changes, plan=next(iter(changes.values()), []))
+        pays = break_even(self.table, options, 1e-5, 0.1)
+        return {
+            "forgetting.json": found.model_dump(mode="json"),
+            "break_even.json": [entry.model_dump(mode="json") for entry in pays],
+        }
+
+    def _effects(self, recipe: list[dict[str, Any]]) -> list[StepEffect]:
+        numbers = {"rows": 800, "accuracy": 0.9, "balanced_accuracy": 0.85, "loss": 0.3, "agreement": 1.0}
+        return [
+            StepEffect(step=step, files_mb=90.0 / (n + 1), parameters=22_000_000 // (n + 1), **numbers)
+            for n, step in enumerate([None, *recipe])
+        ]
 
     def _parents(self) -> dict[str, str]:
         return {"data": self.data.digest, "full": self.full.digest}
@@ -241,6 +266,7 @@ class Run:
             against_full=None if name == FULL else compare(self._right(name), self._right(FULL)),
             speed=_speed(ms, cost, memory, size) if servable else None,
             cost=cost,
+            steps=self._effects(recipe) if recipe and not self.old else [],
         )
 
     def _outputs(self, name: str) -> Artifact:

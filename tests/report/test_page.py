@@ -1,9 +1,10 @@
 import functools
 import re
+from pathlib import Path
 
 import pytest
 
-from lspm_ray.artifact import Artifact
+from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.report.build import DATA_FILE, PAGE_FILE
 from lspm_ray.report.findings import Findings
 from tests.report.pages import (
@@ -18,7 +19,8 @@ from tests.report.pages import (
 from tests.report.samples import HOSTILE, Run
 
 SECTIONS = [
-    "variants", "risk", "certificate", "rejected", "classes", "calibration", "confusion", "training", "data", "lineage",
+    "variants", "risk", "certificate", "rejected", "when-it-pays", "classes", "calibration", "confusion", "training",
+    "data", "lineage",
 ]  # fmt: skip
 Case = tuple[Run, Artifact]
 
@@ -93,6 +95,63 @@ def test_every_number_of_the_quality_table_is_in_the_json(case: Case) -> None:
             value, low, high = (f"{scale * x:.{digits}f}" for x in (e.value, e.low, e.high))
             assert table[v.name][column] == f"{value}|{low}–{high}"
         assert table[v.name][7] == f"{100 * v.agreement:.1f}"
+
+
+def test_classes_that_are_lost_are_told_with_a_verdict(case: Case) -> None:
+    found = findings(case).forgetting
+    assert found is not None
+    judged = ({"the plan's answers": found.plan} if found.plan else {}) | found.alone
+    if not judged:
+        assert "t-forgetting" not in text(case)
+        return
+    rows = [row for row in page(case).by_id("t-forgetting").rows() if len(row) > 1]
+    assert len(rows) == sum(min(20, len(changes)) for changes in judged.values())
+    for model, changes in judged.items():
+        worst = sorted(changes, key=lambda change: (change.verdict != "forgotten", -change.drop))[0]
+        shown = next(row for row in rows if row[0] == model)
+        assert shown[2:5] == [f"{n:,}" for n in (worst.rows, worst.lost, worst.gained)]
+        assert shown[6].endswith(str(worst.verdict)) and shown[6][0] in "✓✗?"
+    forgotten = {model for model, changes in found.alone.items() if any(c.verdict == "forgotten" for c in changes)}
+    told = page(case).by_id("classes").text()
+    assert all(f"{model} alone forgets" in told for model in forgotten)
+    assert ("No model is shown to forget" in told) is not bool(forgotten)
+
+
+def test_rows_that_compression_flips_are_named_by_id(case: Case) -> None:
+    flipped = findings(case).flipped
+    if not flipped:
+        assert "t-flipped" not in text(case)
+        return
+    rows = page(case).by_id("t-flipped").rows()
+    assert [row[0] for row in rows] == [found.id for found in flipped]
+    assert [row[3].replace("|", "") for row in rows] == [", ".join(found.models) for found in flipped]
+    counts = [len(found.models) for found in flipped]
+    assert len(flipped) <= 20 and counts == sorted(counts, reverse=True)
+
+
+def test_when_a_variant_pays_is_told_for_every_batch_size(case: Case) -> None:
+    found = findings(case).break_even
+    if not found:
+        assert "no variant was measured" in page(case).by_id("when-it-pays").text()
+        return
+    rows = page(case).by_id("t-pays").rows()
+    assert [(row[0], row[1], row[6]) for row in rows] == [(e.first, str(e.batch_size), e.finding()) for e in found]
+
+
+def test_recipes_are_shown_step_by_step(case: Case) -> None:
+    steps = [(v.name, e.step["method"]) for v in findings(case).variants for e in v.steps if e.step]
+    if not steps:
+        assert "t-steps" not in text(case)
+        return
+    rows = page(case).by_id("t-steps").rows()
+    assert [tuple(row[:2]) for row in rows] == [("full", "–"), *steps]
+
+
+def test_runs_of_older_versions_are_shown_without_what_they_do_not_have(tmp_path: Path) -> None:
+    run = Run(ArtifactStore(str(tmp_path)), rows=300, variants=("bag",), old=True)
+    found = parse(run.report().read_bytes(PAGE_FILE).decode())
+    assert "Recipes, step by step" not in found.by_id("variants").text()
+    assert run.findings().forgetting is None and not run.findings().break_even
 
 
 def test_differences_from_full_say_when_they_could_be_chance(case: Case) -> None:
