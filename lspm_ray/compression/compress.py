@@ -175,7 +175,11 @@ def _run_here(steps: list[_Step], store: ArtifactStore, report: Report, threads:
 def _teach(full: Artifact, data: Artifact, store: ArtifactStore, report: Report, here: int | None) -> Artifact:
     if here is None:
         return teach(full, data, store, TEACHER_COLUMN, report)
-    return teach(full, data, store, TEACHER_COLUMN, report, InferHere(here), run_serially)
+    import torch
+
+    # What the cluster has may be held by others: this process has the GPU that it sees, or none.
+    gpu = torch.cuda.is_available()
+    return teach(full, data, store, TEACHER_COLUMN, report, InferHere(here), run_serially, gpu)
 
 
 def _make(raw: dict[str, Any], report: Report) -> None:

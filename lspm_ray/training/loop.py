@@ -304,7 +304,7 @@ class _Run:
 
 
 def validation_metrics(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """accuracy, balanced_accuracy, macro_f1 and loss of logits [rows, labels]."""
+    """accuracy, balanced_accuracy, macro_f1, loss and selective_accuracy of logits [rows, labels]."""
     from scipy.special import log_softmax
     from sklearn.metrics import f1_score, recall_score
 
@@ -315,7 +315,22 @@ def validation_metrics(logits: NDArray[np.float32], labels: NDArray[np.int64]) -
         "balanced_accuracy": float(recall_score(labels, predicted, labels=present, average="macro", zero_division=0)),
         "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
         "loss": float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean()),
+        "selective_accuracy": selective_accuracy(logits, labels),
     }
+
+
+def selective_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Accuracy of the k rows of highest maximum probability, averaged over all k.
+
+    That is 1 minus the area under the risk-coverage curve (Geifman and El-Yaniv 2017). Rows of equal confidence count
+    as one: the order in which they come does not matter.
+    """
+    from scipy.special import log_softmax
+
+    confidence = log_softmax(logits.astype(np.float64), axis=1).max(axis=1)
+    _, place, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    right = np.bincount(place, logits.argmax(axis=1) == labels) / sizes
+    return float((np.cumsum(np.repeat(right, sizes)) / np.arange(1, len(labels) + 1)).mean())
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import softmax
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.compression.compress import _Step, _train
@@ -30,6 +31,7 @@ SPECS = {
     "prune": {"method": "prune", "heads": 0.5, "importance_rows": 32, "train": FAST | {"learning_rate": 3e-3}},
     "distill_layers": {"method": "distill_layers", "layers": 1, "train": FAST | {"learning_rate": 3e-3}},
     "distill_bag": {"method": "distill_bag", "buckets": 512, "embedding_size": 8, "train": FAST},
+    "gatekeeper": {"method": "gatekeeper", "train": FAST | {"learning_rate": 3e-3, "metric": "selective_accuracy"}},
 }
 
 
@@ -160,3 +162,16 @@ def test_bag_has_no_layers_to_keep():
 def test_logits_column_keeps_its_shape():
     logits = np.arange(6, dtype=np.float32).reshape(3, 2)
     assert pa.chunked_array([logits_array(logits)]).to_pylist() == logits.tolist()
+
+
+def test_a_gatekeeper_is_less_sure_of_wrong_answers(world, tmp_path):
+    train = {"method": "gatekeeper", "train": FAST | {"learning_rate": 3e-3}, "distill": {"weight": 0}}
+    sure = {}
+    for alpha in (0.05, 0.95):
+        directory = apply(world, train | {"alpha": alpha}, tmp_path / str(alpha), f"gatekeeper-{alpha}")
+        table = read_split(world[1], "test", ["input_ids", "label"])
+        examples = [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
+        p = softmax(load_predictor(directory, threads=1).predict(examples), axis=1)
+        wrong = p.argmax(1) != table["label"].to_numpy()
+        sure[alpha] = p.max(1)[wrong].mean()
+    assert sure[0.05] < sure[0.95] - 0.05

@@ -38,6 +38,8 @@ def test_defaults_are_filled_in():
         (["no_such"], r"unknown method.*valid: distill_bag, distill_layers"),
         ([{"method": "prune", "head": 0.5}], "did you mean `heads`"),
         ([{"method": "prune", "heads": 1.5}], "less than 1"),
+        ([{"method": "gatekeeper", "alpha": 1}], "less than 1"),
+        ([{"method": "gatekeeper", "distill": {"gatekeeper": {}}}], "set alpha and wrong_when of the method itself"),
         (["quantize_int8", "prune"], "`quantize_int8` must be the last step"),
         ([], "at least 1 item"),
         ("prune", "list of methods"),
@@ -66,6 +68,8 @@ BERT = Shape("bert", layers=6, max_tokens=512)
         [{"method": "distill_layers", "layers": 2}, "prune", "onnx"],
         ["prune", "prune"],
         ["prune", "distill_bag"],
+        ["distill_bag", "gatekeeper"],
+        [{"method": "distill_layers", "layers": 2}, "gatekeeper", "quantize_int8"],
     ],
 )
 def test_recipes_that_fit(recipe):
@@ -96,6 +100,11 @@ def test_recipes_that_fit(recipe):
             r"a\.recipe\.0: .*distill_layers\.train\.frozen_layers: the model has 2 layers \(got 3\); valid: 0 to 2",
         ),
         (BERT, [{"method": "distill_bag", "train": {"frozen_layers": 1}}], r"distill_bag\.train\.frozen_layers"),
+        (
+            BERT,
+            [{"method": "gatekeeper", "train": {"frozen_layers": 7}}],
+            r"gatekeeper\.train\.frozen_layers.*6 layers",
+        ),
         (BERT, [{"method": "prune", "train": {"frozen_layers": 1}}], r"prune\.train\.frozen_layers.*lspm_pruned"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
         (
