@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -191,16 +191,20 @@ class Draft:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+Turn = Callable[[str, Callable[[], None]], AbstractContextManager[None]]
+
+
 class ArtifactStore:
     """All artifacts below one root.
 
     Args:
         root: local path or URI. Created when the first artifact is written.
         on_wait: called now and then while another process makes what this one wants.
+        remote_turn: takes a name and `on_wait`, and keeps others of that name waiting; for stores without file locks.
     """
 
-    def __init__(self, root: str, on_wait: Callable[[], None] = lambda: None) -> None:
-        self._on_wait = on_wait
+    def __init__(self, root: str, on_wait: Callable[[], None] = lambda: None, remote_turn: Turn | None = None) -> None:
+        self._on_wait, self._remote_turn = on_wait, remote_turn
         self._fs, self._base = filesystem(root)
         self._local = isinstance(self._fs, pafs.LocalFileSystem)
         self.root = self._base if self._local else root.rstrip("/")
@@ -342,12 +346,14 @@ class ArtifactStore:
 
     @contextmanager
     def turn(self, stage: str, key: str) -> Iterator[None]:
-        """Keep other processes of this machine from making the same artifact meanwhile; waits for one that does.
+        """Keep others from making the same artifact meanwhile; waits for one that does.
 
-        Does nothing for remote stores.
+        Others are processes that can lock the same file, for remote stores those that `remote_turn` knows of.
         """
         if not self._local:
-            yield
+            name = join(self.root, f"{_checked(stage)}-{key}")
+            with nullcontext() if self._remote_turn is None else self._remote_turn(name, self._on_wait):
+                yield
             return
         locks = Path(self._base) / ".locks"
         locks.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from lspm_ray.artifact import cpu_count
-from lspm_ray.config import Config
+from lspm_ray.config import Config, digest_of
 from lspm_ray.errors import ResourceError
 
 DATA_TASK_CPUS = 0.25
@@ -45,6 +46,9 @@ _ENVIRONMENT = {
 }
 _NO_PROGRESS_TIMEOUT_S = 300
 _CONNECT_TIMEOUT_S = 10
+_TURNS = "lspm-turns"
+"""Namespace of the actors that stand for turns."""
+_TURN_WAIT_S = 1.0
 _TEMPORARY = "lspm-"
 """Prefix of the temporary directory of a cluster started here; the driver's process number follows."""
 
@@ -277,6 +281,38 @@ def smallest_node() -> dict[str, float]:
 
     gpus = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
     return {"CPU": node_cpus(), "GPU": max(gpus, default=0.0)}
+
+
+@contextmanager
+def turn_on_cluster(name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Keep every other process of the cluster waiting that asks for the same name.
+
+    The turn is an actor, which Ray ends together with the process that made it, however that dies.
+
+    Args:
+        name: of what is wanted.
+        on_wait: called now and then while another has it.
+    """
+    import ray
+
+    actor = ray.remote(num_cpus=0, max_restarts=0)(_Turn)
+    # Not in the placement group of a trial, which may be full.
+    options = {"name": digest_of(name), "namespace": _TURNS, "scheduling_strategy": "DEFAULT"}
+    while True:
+        try:
+            turn = actor.options(**options).remote()
+            break
+        except ValueError:
+            on_wait()
+            time.sleep(_TURN_WAIT_S)
+    try:
+        yield
+    finally:
+        ray.kill(turn)
+
+
+class _Turn:
+    """Whose turn it is: that of the process which made it."""
 
 
 def preflight(

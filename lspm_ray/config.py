@@ -103,6 +103,9 @@ def _no_section(found: object, keys: list[str], depth: int, value: object) -> Co
     # A plugin may be given by its bare name: in a list that of a method, elsewhere under the key of its kind.
     kind = "method" if keys[depth].isdigit() else keys[depth]
     inner = "".join(f"{key}: {{" for key in rest[:-1]) + f"{rest[-1]}: {value}" + "}" * len(rest[:-1])
+    if rest[0].isdigit():
+        hint = "Write the list out first: one of its elements is set"
+        return ConfigError(f"`{head}` is a value, not a list", field=path, value=found, hint=hint)
     hint = f"If that names a plugin, write it out: {head}='{{{kind}: {found}, {inner}}}'"
     return ConfigError(
         f"`{head}` is a value, not a section", field=path, value=found, hint=hint if isinstance(found, str) else None

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, join, open_artifact
+from lspm_ray.cluster import turn_on_cluster
 from lspm_ray.compression.compress import compress
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config, digest_of
 from lspm_ray.corpus.execute import run_serially
+from lspm_ray.corpus.shards import labels
 from lspm_ray.evaluation.outputs import InferHere, outputs, read_outputs
 from lspm_ray.profiling.profile import examples_of, measure
 from lspm_ray.profiling.table import Speed
@@ -92,7 +94,7 @@ class FinetuneTrials:
             task=Task.make(settings.task),
             start=open_artifact(shared.start),
             data=open_artifact(shared.data),
-            store=ArtifactStore(self.root, on_wait=beat),
+            store=ArtifactStore(self.root, on_wait=beat, remote_turn=turn_on_cluster),
             threads=self.threads,
             gpu=self.gpu,
             report=lambda _: beat(),
@@ -251,7 +253,7 @@ class _Work:
             return rows([found[first], found[last], found[FULL]], "selection", inputs)
 
         own = validator_cost(config.make_validator(), rows_of(FULL, FULL), measured[FULL].speed)
-        options = estimate_pairs(config, measured, rows_of, own, self.report)
+        options = estimate_pairs(config, measured, rows_of, own, self.report, labels(self.data))
         chosen, _ = choose(options, config.min_saving if config.first is None else float("-inf"))
         return _cascade(chosen, rows_of, measured[FULL].seconds, config.make_validator())
 

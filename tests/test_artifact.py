@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,30 @@ def test_remote_store_downloads_once_and_verifies(tmp_path, monkeypatch):
     assert (copy / "sub" / "a.txt").read_text() == "hello"
     (tmp_path / "bucket" / Path(artifact.uri).name / "b.json").unlink()
     assert artifact.local() == copy
+
+
+def test_a_remote_store_takes_turns_as_it_is_told(tmp_path, monkeypatch):
+    import pyarrow.fs as pafs
+
+    import lspm_ray.artifact as module
+
+    remote = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    (tmp_path / "bucket").mkdir()
+    monkeypatch.setattr(module, "filesystem", lambda uri: (remote, uri[6:]))
+    told = []
+
+    @contextmanager
+    def turn(name, on_wait):
+        on_wait()
+        told.append(name)
+        yield
+        told.append("over")
+
+    store = ArtifactStore("mem://bucket", lambda: told.append("waited"), turn)
+    made = store.make("stage", {}, {}, lambda draft: told.append("made"))
+    assert told == ["waited", made.uri, "made", "over"]
+    assert store.make("stage", {}, {}, lambda draft: told.append("made")).digest == made.digest
+    assert told == ["waited", made.uri, "made", "over"]
 
 
 @given(before=st.binary(max_size=50), after=st.binary(max_size=50))

@@ -1,4 +1,5 @@
 import os
+import time
 
 import pytest
 
@@ -97,3 +98,25 @@ def test_inference_uses_every_gpu():
 def test_no_cluster_at_the_address_is_an_error_not_a_hang(address):
     with pytest.raises(ResourceError, match=r"cluster\.address: no cluster answers there"):
         _check_reachable(address)
+
+
+@pytest.mark.ray
+def test_turns_on_the_cluster_do_not_overlap_and_end_with_their_process(ray_cluster, tmp_path):
+    import ray
+
+    @ray.remote(num_cpus=0, max_retries=0, max_calls=1)
+    def take(number, dies=False):
+        with cluster.turn_on_cluster("s3://bucket/a", lambda: None), (tmp_path / "log").open("a") as log:
+            print("begin", number, file=log, flush=True)
+            if dies:
+                os._exit(1)
+            time.sleep(0.3)
+            print("end", number, file=log, flush=True)
+
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(take.remote(0, dies=True))
+    ray.get([take.remote(number) for number in (1, 2, 3)], timeout=60)
+    first, *lines = (tmp_path / "log").read_text().splitlines()
+    assert first == "begin 0"
+    assert sorted(lines[::2]) == ["begin 1", "begin 2", "begin 3"]
+    assert [line.replace("begin", "end") for line in lines[::2]] == lines[1::2]

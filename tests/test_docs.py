@@ -10,6 +10,9 @@ import typer
 import yaml
 
 from lspm_ray.cli import app
+from lspm_ray.compression.compress import CompressConfig
+from lspm_ray.compression.method import Method
+from lspm_ray.compression.presets import PRESETS
 from lspm_ray.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -51,9 +54,13 @@ def test_the_yaml_is_a_valid_configuration():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda p: p.name)
 def test_examples_are_valid(file):
-    settings = Settings.parse(yaml.safe_load(file.read_text(encoding="utf-8")))
+    text = file.read_text(encoding="utf-8")
+    settings = Settings.parse(yaml.safe_load(text))
     if settings.data is not None:
-        assert (ROOT / str(settings.data.source)).is_file()
+        source = str(settings.data.source)
+        # What may not be part of the project is fetched: the first line says how.
+        script = re.search(r"python (benchmarks/\w+\.py)", text.splitlines()[0])
+        assert (ROOT / source).is_file() if script is None else (ROOT / script[1]).is_file()
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,15 @@ def test_examples_are_valid(file):
 )
 def test_files_that_are_named_exist(name):
     assert (ROOT / name.replace("NAME.py", "margin.py")).exists()
+
+
+def test_the_page_on_compression_lists_every_method_and_preset_and_its_example_works():
+    page = (ROOT / "docs" / "compression.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, flags=re.M)) == sorted(Method.names())
+    presets = page.partition("Presets: ")[2].partition("\n")[0]
+    assert re.findall(r"`(\w+)`", presets) == list(PRESETS)
+    (example,) = blocks(page, "yaml")
+    CompressConfig.parse(yaml.safe_load(example)["compress"])
 
 
 def test_the_validator_in_contributing_works():

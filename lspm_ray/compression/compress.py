@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, open_artifact
-from lspm_ray.cluster import node_cpus, totals
+from lspm_ray.cluster import node_cpus, totals, turn_on_cluster
+from lspm_ray.compression.effect import effect_of, effects_of, reference
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.compression.recipe import FULL, VariantConfig, waves
 from lspm_ray.config import Config
@@ -24,6 +27,7 @@ from lspm_ray.tasks import Task
 from lspm_ray.training.batches import TEACHER_COLUMN
 from lspm_ray.training.config import DistillConfig, TrainConfig, WorkersConfig
 from lspm_ray.training.loop import TrainJob
+from lspm_ray.training.reparametrization import Reparametrization
 from lspm_ray.training.trainer import fit, fit_here
 
 STAGE = "variant"
@@ -61,6 +65,7 @@ class _Step(Config):
     data: str
     teacher: str | None
     workers: WorkersConfig | None
+    reference: str | None = None
     wait_for_nodes_s: float | None = None
     threads: int = 1
 
@@ -102,6 +107,9 @@ def compress(
             source = made[_id(prefix[:-1])] if len(prefix) > 1 else full
             step = _step(config, task, prefix[-1], source, data, teacher, store)
             steps.append(step.model_copy(update={"wait_for_nodes_s": wait_for_nodes_s}))
+        if any(store.find(STAGE, step.key) is None for step in steps):
+            known = _refer(full, data, store, report, here).uri
+            steps = [step.model_copy(update={"reference": known}) for step in steps]
         made_now = _run(steps, store, report) if here is None else _run_here(steps, store, report, here)
         for prefix, artifact in zip(wave, made_now, strict=True):
             made[_id(prefix)] = artifact
@@ -142,7 +150,7 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
 
     missing = [step for step in steps if store.find(STAGE, step.key) is None]
     if missing:
-        threads = max(1, int(min(node_cpus(), _MAX_CPUS_PER_STEP)))
+        threads = _threads()
         missing = [step.model_copy(update={"threads": threads}) for step in missing]
         # A step that trains on workers of its own only waits for them: reserving CPUs for it could starve them.
         cpus = [0 if step.workers else step.threads for step in missing]
@@ -156,13 +164,41 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
                 )
                 for step, cpu in zip(missing, cpus, strict=True)
             ]
-            try:
-                ray.get(references)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                raise
+            _results(references)
     return [store.get(f"{STAGE}-{step.key}") for step in steps]
+
+
+def _results(references: Sequence[Any]) -> list[Any]:
+    import ray
+
+    try:
+        found: list[Any] = ray.get(list(references))
+        return found
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def _threads() -> int:
+    return max(1, int(min(node_cpus(), _MAX_CPUS_PER_STEP)))
+
+
+def _refer(full: Artifact, data: Artifact, store: ArtifactStore, report: Report, here: int | None) -> Artifact:
+    """What steps are compared with, in a process of its own unless `here`; one makes it, however many need it."""
+    report("compress: the full model on validation rows")
+    if here is not None:
+        return reference(full, data, store, here)
+    import ray
+
+    threads = _threads()
+    task = ray.remote(num_cpus=threads, max_calls=1)(_make_reference)
+    (uri,) = _results([task.remote(store.root, full.uri, data.uri, threads)])
+    return store.get(uri)
+
+
+def _make_reference(root: str, full: str, data: str, threads: int) -> str:
+    return reference(open_artifact(full), open_artifact(data), ArtifactStore(root), threads).uri
 
 
 def _run_here(steps: list[_Step], store: ArtifactStore, report: Report, threads: int) -> list[Artifact]:
@@ -188,25 +224,48 @@ def _make(raw: dict[str, Any], report: Report) -> None:
     step = _Step.parse(raw)
     torch.set_num_threads(step.threads)
     method = Method.make(step.what["step"])
-    store = ArtifactStore(step.root, on_wait=lambda: report(f"{method.name}: another process is at work on the same"))
+    store = ArtifactStore(
+        step.root,
+        on_wait=lambda: report(f"{method.name}: another process is at work on the same"),
+        remote_turn=turn_on_cluster,
+    )
     source, task = open_artifact(step.source).local(), Task.make(step.what["task"])
 
     def say(line: str) -> None:
         report(line if line.startswith("!") else f"{method.name}: {line}")
 
     def build(draft: Draft) -> None:
-        def train(start: Path, target: Path, config: TrainConfig, distill: DistillConfig | None) -> None:
-            _train(step, store, start, target, config, distill, say)
+        numbers = itertools.count()
+
+        def train(
+            start: Path,
+            target: Path,
+            config: TrainConfig,
+            distill: DistillConfig | None,
+            reparametrization: Reparametrization | None = None,
+        ) -> None:
+            _train(step, store, start, target, config, distill, say, reparametrization, next(numbers))
 
         context = Context(task, open_artifact(step.data), train, step.threads, say)
         method.apply(source, draft.path, context)
-        variant = read_variant(draft.path)
-        recipe = [*read_variant(source).recipe, step.what["step"]]
-        write_variant(draft.path, variant.model_copy(update={"recipe": recipe}))
-        draft.summary = {"runtime": variant.runtime, "precision": variant.precision}
+        before, variant = read_variant(source), read_variant(draft.path)
+        structure = before.structure if variant.structure is None else variant.structure
+        recipe = [*before.recipe, step.what["step"]]
+        write_variant(draft.path, variant.model_copy(update={"recipe": recipe, "structure": structure}))
+        draft.summary = {"runtime": variant.runtime, "precision": variant.precision, "structure": structure or {}}
+        if step.reference is not None:
+            say("measuring on validation rows")
+            draft.summary["steps"] = _steps(step, draft.path, open_artifact(step.reference))
 
     say("working")
     store.make(STAGE, step.what, step.parents, build)
+
+
+def _steps(step: _Step, made: Path, full: Artifact) -> list[dict[str, Any]]:
+    """Effects of the steps before and of this one."""
+    before = effects_of(open_artifact(step.source), full)
+    own = effect_of(step.what["step"], made, before[-1], full, open_artifact(step.data), step.threads)
+    return [effect.model_dump(mode="json") for effect in (*before, own)]
 
 
 def _train(
@@ -217,10 +276,16 @@ def _train(
     config: TrainConfig,
     distill: DistillConfig | None,
     report: Report,
+    reparametrization: Reparametrization | None = None,
+    number: int = 0,
 ) -> None:
-    """Train the model directory `start` in the step's work directory, where a killed run finds its checkpoints."""
+    """Train the model directory `start` in the step's work directory, where a killed run finds its checkpoints.
+
+    A step that trains several times, in the same order whenever it is run, has a directory for each `number`.
+    """
     data = open_artifact(step.data)
     work = store.work_uri(STAGE, step.key)
+    work = f"{work}/{number}" if number else work
     with tempfile.TemporaryDirectory() as temporary:
         # `start` lies inside the draft, which must hold the result only.
         moved = Path(shutil.move(start, temporary))
@@ -238,6 +303,7 @@ def _train(
             class_counts=class_counts(data, "train"),
             config=config,
             distill=distill if step.teacher else None,
+            reparametrization=None if reparametrization is None else reparametrization.spec(),
             work_uri=f"{work}/train",
         )
         if step.workers:

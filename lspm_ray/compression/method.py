@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from lspm_ray.artifact import Artifact
 from lspm_ray.models.shape import Shape
@@ -14,6 +13,21 @@ from lspm_ray.plugin import Plugin
 from lspm_ray.progress import Report
 from lspm_ray.tasks import Task
 from lspm_ray.training.config import DistillConfig, TrainConfig
+from lspm_ray.training.reparametrization import Reparametrization
+
+
+class Train(Protocol):
+    """Trains a model for a method."""
+
+    def __call__(
+        self,
+        start: Path,
+        target: Path,
+        config: TrainConfig,
+        distill: DistillConfig | None,
+        reparametrization: Reparametrization | None = None,
+    ) -> None:
+        """Train the model directory `start` and write the best epoch to `target`; weights may be shaped on the way."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +37,14 @@ class Context:
     Attributes:
         task: the task the model is for.
         data: the prepared corpus.
-        train: trains the model directory given first and writes the best epoch to the one given second.
+        train: trains a model directory, which must lie in the method's target.
         threads: CPU threads of this process.
         report: progress.
     """
 
     task: Task
     data: Artifact
-    train: Callable[[Path, Path, TrainConfig, DistillConfig | None], None]
+    train: Train
     threads: int
     report: Report
 

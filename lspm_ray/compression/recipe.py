@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from lspm_ray.compression.method import Method
+from lspm_ray.compression.presets import expand
 from lspm_ray.config import Config
 from lspm_ray.errors import ConfigError, ModelError, UserError
 from lspm_ray.models.shape import Shape
@@ -17,7 +18,8 @@ class VariantConfig(Config):
     """One variant to make.
 
     Attributes:
-        recipe: methods, applied in order; each is `{method: NAME, field: value, ...}` or just the name.
+        recipe: methods, applied in order; each is `{method: NAME, field: value, ...}` or just the name. Or the name of
+            a preset (`lspm_ray/compression/presets.py`), which is replaced by its methods.
     """
 
     recipe: list[dict[str, Any]] = Field(min_length=1)
@@ -25,10 +27,10 @@ class VariantConfig(Config):
     @field_validator("recipe", mode="before")
     @classmethod
     def _normalise(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            raise ValueError("a recipe is a list of methods")
+        if not isinstance(value, str | list):
+            raise ValueError("a recipe is the name of a preset or a list of methods")
         try:
-            methods = [Method.make(step) for step in value]
+            methods = [Method.make(step) for step in (expand(value) if isinstance(value, str) else value)]
         except ConfigError as error:
             raise ValueError(str(error)) from None
         for method in methods[:-1]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from lspm_ray.config import Config
 from lspm_ray.errors import ModelError
 from lspm_ray.models.source import check, read_config
+from lspm_ray.models.sparse import dense_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,11 +29,13 @@ class Variant(Config):
         runtime: the runtime plugin that loads it.
         precision: of the weights that the runtime executes.
         recipe: the compression steps that led here, oldest first, as their YAML forms.
+        structure: what compression left of the full model's parts, by part; None for the same as before the last step.
     """
 
     runtime: str = "torch"
     precision: str = "fp32"
     recipe: list[dict[str, Any]] = Field(default_factory=list)
+    structure: dict[str, Any] | None = None
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -73,7 +76,7 @@ def load_tokenizer(directory: Path, *, eos_pads: bool = False, field: str = "mod
 
 
 def load_model(directory: Path, labels: list[str] | None = None, **options: Any) -> PreTrainedModel:
-    """The classifier in `directory`, on the CPU in float32.
+    """The classifier in `directory`, on the CPU in float32; weights stored sparse are rebuilt.
 
     Args:
         directory: a model directory.
@@ -83,12 +86,17 @@ def load_model(directory: Path, labels: list[str] | None = None, **options: Any)
     Raises:
         ModelError: the weights do not fit the architecture, or it has no classification head.
     """
+    check(directory, str(directory))
+    with dense_directory(directory) as dense:
+        return _load(dense, str(directory), labels, options)
+
+
+def _load(directory: Path, name: str, labels: list[str] | None, options: dict[str, Any]) -> PreTrainedModel:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     register()
-    check(directory, str(directory))
     if labels is not None:
         options |= {
             "id2label": dict(enumerate(labels)),
@@ -97,18 +105,24 @@ def load_model(directory: Path, labels: list[str] | None = None, **options: Any)
         }
     try:
         with quiet():
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            model: PreTrainedModel
+            model, found = AutoModelForSequenceClassification.from_pretrained(
                 directory,
+                output_loading_info=True,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
                 **options,
             )
-            return model
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"the model does not load: {first}", field="model.name", value=str(directory)) from None
+        raise ModelError(f"the model does not load: {first}", field="model.name", value=name) from None
+    # They would be random. With labels of its own a model has a fresh head, and some bases lack more than that.
+    if labels is None and found["missing_keys"]:
+        missing = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ModelError(f"weights are missing: {missing}", field="model.name", value=name)
+    return model
 
 
 def save_model(

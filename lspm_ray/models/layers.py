@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lspm_ray.errors import ModelError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -88,3 +89,45 @@ def freeze(model: PreTrainedModel, count: int) -> None:
     layers = list(base.get_submodule(stack.layers).children())
     for part in (*map(base.get_submodule, stack.embeddings), *layers[:count]):
         part.requires_grad_(requires_grad=False)
+
+
+def check_linears(model_type: str) -> None:
+    """Refuse a model whose transformer layers, or the linear layers in them, are not known.
+
+    Args:
+        model_type: family, as transformers calls it.
+
+    Raises:
+        ModelError: lists the families whose are.
+    """
+    from lspm_ray.models.pruned import FAMILIES, PrunedConfig
+
+    # GPT-2 has no linear layers: it calls them convolutions, and their matrices stand the other way round.
+    known = sorted({*STACKS, *FAMILIES, PrunedConfig.model_type} - {"gpt2"})
+    if model_type not in known:
+        raise ModelError(
+            "the linear layers of this model family cannot be told apart",
+            field="model_type",
+            value=model_type,
+            valid=known,
+        )
+
+
+def layer_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Name in the model -> linear layer, of all in the transformer layers; those of a decoder are left out.
+
+    Raises:
+        ModelError: the family is not known.
+    """
+    from torch import nn
+
+    from lspm_ray.models.pruned import encoder_layers
+
+    model_type = model.config.model_type
+    check_linears(model_type)
+    if model_type in STACKS:
+        layers = list(model.base_model.get_submodule(STACKS[model_type].layers).children())
+    else:
+        layers = [layer for layer in encoder_layers(model) if isinstance(layer, nn.Module)]
+    within = {id(module) for layer in layers for module in layer.modules()}
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in within}

@@ -12,6 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 POOLINGS = ("last", "max")
+EMBEDDING_STD = 0.1
+"""Spread of fresh embeddings."""
 
 
 @strict
@@ -57,6 +59,7 @@ class LstmForSequenceClassification(PreTrainedModel):
 
     config_class = LstmConfig
     base_model_prefix = "lstm_model"
+    _supports_sdpa = True  # there is no attention, so a wrapper may ask for any
 
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)
@@ -69,7 +72,7 @@ class LstmForSequenceClassification(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.1)
+            nn.init.normal_(module.weight, std=EMBEDDING_STD)
         elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lspm_ray.errors import ConfigError, ModelError
@@ -28,6 +28,9 @@ _COUNT_FROM_PADDING = (
 )
 
 
+PRUNED = "lspm_pruned"
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a task and a recipe have to fit.
@@ -36,11 +39,24 @@ class Shape:
         model_type: family, as transformers calls it.
         layers: transformer layers; 0 if there are none that can be told apart.
         max_tokens: longest input, special tokens included; None if the family has no limit.
+        inside: family of the model inside a wrapper, see `models/pruned.py`.
+        hidden: width between the layers; like the next two, 0 if not known.
+        heads: attention heads of a layer.
+        neurons: feed-forward neurons of a layer.
     """
 
     model_type: str
     layers: int
     max_tokens: int | None
+    inside: str = field(default="", compare=False)
+    hidden: int = field(default=0, compare=False)
+    heads: int = field(default=0, compare=False)
+    neurons: int = field(default=0, compare=False)
+
+    @property
+    def family(self) -> str:
+        """What the layers are of, wrapped or not."""
+        return self.inside if self.model_type == PRUNED and self.inside else self.model_type
 
     def check_frozen(self, count: int, field: str = "finetune.frozen_layers") -> None:
         """Refuse to freeze more layers than the model has; see `layers.check_frozen`.
@@ -86,7 +102,13 @@ def shape_of(raw: dict[str, Any], name: str) -> Shape:
     except (ValueError, TypeError, StrictDataclassError) as error:
         first = str(error).strip().splitlines()[0][:200]
         raise ModelError(f"config.json cannot be used: {first}", field="model.name", value=name) from None
-    return Shape(config.model_type, int(getattr(config, "num_hidden_layers", 0) or 0), _max_tokens(config))
+    inner = config.base_config() if config.model_type == PRUNED else config
+    sizes = [_size(inner, name) for name in ("hidden_size", "num_attention_heads", "intermediate_size")]
+    return Shape(config.model_type, _size(inner, "num_hidden_layers"), _max_tokens(inner), inner.model_type, *sizes)
+
+
+def _size(config: PreTrainedConfig, name: str) -> int:
+    return int(getattr(config, name, 0) or 0)
 
 
 def first_position(config: PreTrainedConfig) -> int:

@@ -172,11 +172,18 @@ def _of_run(path: Path, field: str) -> Path:
     """The model that was pretrained in a run's directory; any other directory is left as it is.
 
     Raises:
-        ModelError: there are several.
+        ModelError: there are several, or the run has made other things only.
     """
     made = [manifest.parent for manifest in sorted(path.glob(f"pretrain-*/{MANIFEST}"))]
     if len(made) > 1:
         raise ModelError("several models were pretrained there", field=field, value=str(path), valid=made)
+    if not made and next(path.glob(f"*/{MANIFEST}"), None) is not None:
+        raise ModelError(
+            "this run has pretrained no model yet",
+            field=field,
+            value=str(path),
+            hint="Run lspm run CONFIG with the configuration that has this `output`, and a section `pretrain`",
+        )
     return made[0] if made else path
 
 

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from lspm_ray.config import Config
+from lspm_ray.evaluation.forgetting import ClassChange
+
+_NAMED = 3
+"""Forgotten classes that a reason names at most."""
 
 
 class Point(Config):
@@ -20,6 +24,9 @@ class Constraints(Config):
 
     max_accuracy_drop: NonNegativeFloat | None = None
     """Largest accuracy lost against the full model, as a fraction: 0.01 is one percentage point."""
+    max_recall_drop: NonNegativeFloat | None = 0.05
+    """Largest recall that any class may lose against the full model, as a fraction, however good the average is.
+    Exceeded only where the rows prove it: see docs/decisions/forgetting-gate.md."""
     max_p99_ms: PositiveFloat | None = None
     max_memory_mb: PositiveFloat | None = None
 
@@ -50,7 +57,14 @@ def front(points: Sequence[Point]) -> set[str]:
     return {point.name for point in points} - dominated_by(points).keys()
 
 
-def violations(constraints: Constraints, *, accuracy_drop: float, p99_ms: float, memory_mb: float) -> list[str]:
+def violations(
+    constraints: Constraints,
+    *,
+    accuracy_drop: float,
+    p99_ms: float,
+    memory_mb: float,
+    changes: Sequence[ClassChange] = (),
+) -> list[str]:
     """Plain-English reasons why a variant may not be deployed; empty when it keeps every limit.
 
     Args:
@@ -58,6 +72,7 @@ def violations(constraints: Constraints, *, accuracy_drop: float, p99_ms: float,
         accuracy_drop: accuracy of the full model minus that of the variant, as a fraction.
         p99_ms: 99th percentile of its latency, in milliseconds.
         memory_mb: its peak memory, in megabytes.
+        changes: of its classes, judged against `max_recall_drop`.
     """
     reasons = []
     drop, p99, memory = constraints.max_accuracy_drop, constraints.max_p99_ms, constraints.max_memory_mb
@@ -69,4 +84,17 @@ def violations(constraints: Constraints, *, accuracy_drop: float, p99_ms: float,
         reasons.append(f"p99 latency is {p99_ms:.4g} ms, {p99:g} ms are allowed")
     if memory is not None and memory_mb > memory:
         reasons.append(f"peak memory is {memory_mb:.4g} MB, {memory:g} MB are allowed")
-    return reasons
+    return reasons + _forgotten(changes, constraints.max_recall_drop)
+
+
+def _forgotten(changes: Sequence[ClassChange], allowed: float | None) -> list[str]:
+    worst = sorted((c for c in changes if c.verdict == "forgotten"), key=lambda c: (-c.drop, c.label))
+    if allowed is None or not worst:
+        return []
+    reasons = [
+        f"forgets class `{c.label}`: {c.lost} of its {c.rows} rows lost and {c.gained} gained, a drop in recall of "
+        f"{100 * c.drop:.3g} points, {100 * allowed:g} are allowed"
+        for c in worst[:_NAMED]
+    ]
+    more = len(worst) - _NAMED
+    return reasons if more <= 0 else [*reasons, f"forgets {more} more {'class' if more == 1 else 'classes'}"]

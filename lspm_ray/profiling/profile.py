@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
 from lspm_ray.cluster import node_cpus, totals
+from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.shards import class_counts, labels, read_split
@@ -192,6 +193,7 @@ def _row(
         against_full=None if name == FULL else _compare(quality, name, FULL),
         speed=speed,
         cost=cost,
+        steps=[StepEffect.parse(step) for step in model.manifest.summary.get("steps", [])] if model else [],
     )
 
 

@@ -3,7 +3,10 @@
 from typing import Any
 
 import pyarrow as pa
+from pydantic import Field
 
+from lspm_ray.compression.effect import StepEffect
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.metrics import Comparison, Estimate, Metrics
 
@@ -49,6 +52,7 @@ class VariantProfile(Config):
         against_full: accuracy on test compared with full, paired; None for full itself.
         cost: seconds per example relative to full, tokenising included, each at its best batch size.
         dominated_by: a variant that is at least as good on selection and no more expensive.
+        steps: what each step of its recipe did, the full model first; empty for full and baselines.
     """
 
     name: str
@@ -65,6 +69,7 @@ class VariantProfile(Config):
     speed: Speed | None
     cost: float
     dominated_by: str | None = None
+    steps: list[StepEffect] = Field(default_factory=list)
 
     @property
     def servable(self) -> bool:
@@ -93,9 +98,23 @@ class ProfileTable(Config):
         """The variant called `name`."""
         return next(v for v in self.variants if v.name == name)
 
+    def seconds(self, name: str) -> dict[int, float]:
+        """Batch size -> seconds per example, tokenising included; empty for what was not measured."""
+        speed = self[name].speed
+        encode_s = self.encode_ms / 1e3
+        return {size: 1 / rate + encode_s for size, rate in speed.rows_per_s.items()} if speed else {}
+
+    def relative_costs(self, name: str) -> dict[int, float]:
+        """Batch size -> seconds per example relative to full at the same batch size."""
+        full = self.seconds(FULL)
+        return {size: value / full[size] for size, value in self.seconds(name).items() if size in full}
+
     def to_arrow(self) -> pa.Table:
         """Flat table, one row per variant; estimates as value, low and high."""
-        return pa.Table.from_pylist([_flat(v) for v in self.variants])
+        return pa.Table.from_pylist([self._flat(v) for v in self.variants])
+
+    def _flat(self, v: VariantProfile) -> dict[str, Any]:
+        return _flat(v) | {f"cost_at_{size}": cost for size, cost in self.relative_costs(v.name).items()}
 
 
 def _flat(v: VariantProfile) -> dict[str, Any]:

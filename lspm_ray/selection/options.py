@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lspm_ray.config import Config
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
+from lspm_ray.evaluation.forgetting import ClassChange, class_changes
 from lspm_ray.profiling.pareto import Constraints, violations
 from lspm_ray.profiling.table import Speed
 from lspm_ray.selection.risk import (
@@ -66,6 +67,11 @@ class Rows:
     def balanced_accuracy(self, accepted: NDArray[np.bool_]) -> float:
         """Mean recall of the classes that occur, when these rows are accepted and the others escalated."""
         return self._mean_recall(np.where(accepted, self.first.argmax(1), self.last.argmax(1)) == self.labels)
+
+    def changes(self, accepted: NDArray[np.bool_], names: Sequence[str], bound: float | None) -> list[ClassChange]:
+        """Of each class, against full, when these rows are accepted and the others escalated: see `class_changes`."""
+        right = np.where(accepted, self.first.argmax(1), self.last.argmax(1)) == self.labels
+        return class_changes(right, self.full.argmax(1) == self.labels, self.labels, names, bound)
 
     @property
     def full_accuracy(self) -> float:
@@ -136,6 +142,7 @@ class Promise(Config):
     grid_size: int
     validator_cost: float
     constraints: Constraints
+    labels: list[str]
 
 
 def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, promise: Promise) -> Option:
@@ -158,20 +165,26 @@ def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, prom
         reason = f"no share of its answers keeps {promise.risk} below {promise.alpha:.2%} on the selection rows"
     else:
         used = [first] if alone else [first, last]
-        reason = "; ".join(broken_limits(used, rows, scores >= point.threshold, promise.constraints))
+        accepted = scores >= point.threshold
+        reason = "; ".join(broken_limits(used, rows, accepted, promise.constraints, promise.labels))
     return option.model_copy(update={"rejected": reason})
 
 
 def broken_limits(
-    used: Sequence[Priced], rows: Rows, accepted: NDArray[np.bool_], constraints: Constraints
+    used: Sequence[Priced],
+    rows: Rows,
+    accepted: NDArray[np.bool_],
+    constraints: Constraints,
+    labels: Sequence[str],
 ) -> list[str]:
-    """What a plan of these models would break, in words.
+    """What a plan of these models would break, in words: judged by the answers that would leave it.
 
     Args:
         used: the models of the plan.
         rows: their outputs.
         accepted: rows that the first one answers, bool [rows].
         constraints: the limits.
+        labels: names of the classes.
     """
     speeds = [v.speed for v in used if v.speed]
     return violations(
@@ -180,6 +193,7 @@ def broken_limits(
         # An escalated request waits for both.
         p99_ms=sum(speed.p99_ms for speed in speeds),
         memory_mb=sum(speed.peak_memory_mb for speed in speeds),
+        changes=rows.changes(accepted, labels, constraints.max_recall_drop),
     )
 
 

@@ -18,11 +18,13 @@ from lspm_ray.config import Config
 from lspm_ray.corpus.shards import max_characters, read_split
 from lspm_ray.errors import CertificateError, ConfigError
 from lspm_ray.evaluation.calibration import fit_temperature
+from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.profiling.pareto import Constraints
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import ProfileTable, Speed
 from lspm_ray.progress import Report
+from lspm_ray.selection.break_even import BreakEven, break_even
 from lspm_ray.selection.options import Option, Priced, Promise, Rows, broken_limits, choose, estimate
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
 from lspm_ray.selection.risk import (
@@ -39,6 +41,8 @@ from lspm_ray.validators import Validator
 STAGE = "select"
 CURVE_FILE = "curve.json"
 OPTIONS_FILE = "options.json"
+BREAK_EVEN_FILE = "break_even.json"
+FORGETTING_FILE = "forgetting.json"
 
 
 class SelectConfig(Config):
@@ -51,7 +55,7 @@ class SelectConfig(Config):
         validator: scores the answers; `{validator: NAME, ...}` or just the name.
         grid_size: thresholds that are tried.
         min_saving: share of the full model's cost that must be saved for a compressed variant to be used at all.
-        constraints: limits on accuracy, latency and memory.
+        constraints: limits on accuracy, on what any class may lose, latency and memory.
         first: force this variant to answer first; None chooses the cheapest.
     """
 
@@ -106,7 +110,8 @@ def select(
     """Decide what to serve.
 
     Returns:
-        An artifact with plan.json, and certificate.json and curve.json unless the full model serves alone.
+        An artifact with plan.json, options.json, break_even.json and forgetting.json; certificate.json and curve.json
+        unless the full model serves alone.
 
     Raises:
         CertificateError: too few calibration rows.
@@ -123,6 +128,8 @@ def select(
         plan, certificate = decision.decide()
         _write(draft, PLAN_FILE, plan.model_dump(mode="json"))
         _write(draft, OPTIONS_FILE, [option.model_dump(mode="json") for option in decision.options])
+        _write(draft, BREAK_EVEN_FILE, [entry.model_dump(mode="json") for entry in decision.break_even()])
+        _write(draft, FORGETTING_FILE, decision.forgetting(plan).model_dump(mode="json"))
         if decision.certified is not None:
             _write(draft, CURVE_FILE, decision.certified.model_dump(mode="json"))
         if certificate is not None:
@@ -170,12 +177,39 @@ class _Decision:
         config = self.config
         check_feasible(config, len(self._rows(FULL, FULL, "calibration").labels))
         self.options = estimate_pairs(
-            config, {name: self.table[name] for name in self.models}, self._selection, self._validator_cost, self.report
+            config,
+            {name: self.table[name] for name in self.models},
+            self._selection,
+            self._validator_cost,
+            self.report,
+            self.table.labels,
         )
         chosen, reasons = choose(self.options, config.min_saving if config.first is None else -math.inf)
         if chosen is None or config.first == FULL:
             return self._full_alone(reasons), None
         return self._certify(chosen, reasons)
+
+    def break_even(self) -> list[BreakEven]:
+        """When each variant would pay."""
+        full = self.table[FULL].speed
+        validator_s = self._validator_cost / full.best_rows_per_s if full else 0.0
+        return break_even(self.table, self.options, validator_s, self.config.min_saving)
+
+    def forgetting(self, plan: Plan) -> Forgetting:
+        """What each variant alone and the plan's answers lose of each class on the selection rows."""
+        labels, bound = self.table.labels, self.config.constraints.max_recall_drop
+        alone = {}
+        for name in self.models:
+            if name != FULL:
+                found = self._selection(name, FULL)
+                alone[name] = found.changes(np.ones(len(found.labels), dtype=bool), labels, bound)
+        first, last = plan.stages[0], plan.stages[-1]
+        if first.model.name == FULL:
+            return Forgetting(bound=bound, alone=alone, plan=[])
+        found = self._selection(first.model.name, last.model.name)
+        limit = ACCEPT_ALL if first.threshold is None else first.threshold
+        accepted = found.scores(self.validator, first.temperature) >= limit
+        return Forgetting(bound=bound, alone=alone, plan=found.changes(accepted, labels, bound))
 
     def _certify(self, chosen: Option, reasons: dict[str, str]) -> tuple[Plan, Certificate | None]:
         config, first = self.config, chosen.first
@@ -194,7 +228,7 @@ class _Decision:
         used = [self.table[first]] if alone else [self.table[first], self.table[last]]
         accepted = selection.scores(self.validator, chosen.temperature) >= point.threshold
         # The certified threshold is not the estimated one: what was to serve alone may need a second model now.
-        if broken := broken_limits(used, selection, accepted, config.constraints):
+        if broken := broken_limits(used, selection, accepted, config.constraints, self.table.labels):
             reasons[first] = f"certified {'alone' if alone else 'before ' + last}, but {'; '.join(broken)}"
             return self._full_alone(reasons), None
         if cost > 1 - config.min_saving and config.first is None:
@@ -249,7 +283,8 @@ class _Decision:
         """
         selection = self._rows(FULL, FULL, "selection")
         everything = np.ones(len(selection.labels), dtype=bool)
-        if broken := broken_limits([self.table[FULL]], selection, everything, self.config.constraints):
+        limits, labels = self.config.constraints, self.table.labels
+        if broken := broken_limits([self.table[FULL]], selection, everything, limits, labels):
             others = [f"{name}: {reason}" for name, reason in reasons.items()]
             raise ConfigError(
                 f"nothing may be served. {'; '.join([f'full: {reason}' for reason in broken] + others)}",
@@ -312,6 +347,7 @@ def estimate_pairs(
     rows_of: Callable[[str, str], Rows],
     validator_cost: float,
     report: Report,
+    labels: Sequence[str],
 ) -> list[Option]:
     """What each pair of models would give: any but full may answer first, then full, or any model that costs less than
     full and more than the first.
@@ -322,6 +358,7 @@ def estimate_pairs(
         rows_of: names of the first and the last model -> their outputs on the selection split.
         validator_cost: see `validator_cost`.
         report: progress.
+        labels: names of the classes.
     """
     validator, cost = config.make_validator(), {name: model.cost for name, model in models.items()}
     firsts = [name for name in models if name != FULL and config.first in (None, name)]
@@ -341,6 +378,7 @@ def estimate_pairs(
                 grid_size=config.grid_size,
                 validator_cost=validator_cost,
                 constraints=config.constraints,
+                labels=list(labels),
             )
             options.append(estimate(models[first], models[last], found, validator, promise))
     return options

@@ -28,9 +28,12 @@ from lspm_ray.training.batches import batches, batches_in, chunk_rows
 from lspm_ray.training.checkpoint import CheckpointStore
 from lspm_ray.training.config import DistillConfig, TrainConfig
 from lspm_ray.training.losses import batch_loss
+from lspm_ray.training.reparametrization import Reparametrization
 from lspm_ray.training.schedule import rate_factor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
     import torch
     from transformers import PreTrainedModel
@@ -45,6 +48,7 @@ class TrainJob(Config):
         task: the task's YAML form.
         train_rows: rows in the training files, over all workers.
         class_counts: training rows of each class.
+        reparametrization: what shapes the weights while they are trained, in its YAML form.
         work_uri: directory for checkpoints; running the job again with the same one resumes it.
     """
 
@@ -57,6 +61,7 @@ class TrainJob(Config):
     class_counts: list[int]
     config: TrainConfig
     distill: DistillConfig | None = None
+    reparametrization: dict[str, Any] | None = None
     work_uri: str
 
 
@@ -124,6 +129,10 @@ class _Run:
             set_dropout(self.model, self.config.dropout)
         # Before it is wrapped: DDP waits for the gradient of everything that is trained then.
         freeze(self.model, self.config.frozen_layers)
+        spec = job.reparametrization
+        self.reparametrization = None if spec is None else Reparametrization.make(spec)
+        if self.reparametrization is not None:
+            self.reparametrization.attach(self.model)
         self.pad_id = int(self.model.config.pad_token_id or 0)
         self.batch_size = -(-self.config.batch_size // worker.world_size)
         self.state = _State(world_size=worker.world_size)
@@ -165,6 +174,7 @@ class _Run:
             state.batch += 1
             if self._at_update() and state.step % config.checkpoint_every_steps == 0 and self._left_in_epoch():
                 self._save()
+        self._advance(ended=True)
         metrics = self._validate()
         metrics |= {
             "epoch": state.epoch + 1,
@@ -190,6 +200,8 @@ class _Run:
         batch = {name: tensor.to(self.worker.device) for name, tensor in batch.items()}
         if self.class_weights is not None:
             batch["class_weights"] = self.class_weights
+        if self._at_update():
+            self._advance()
         update = (state.batch + 1) % config.gradient_accumulation == 0 or state.batch + 1 == self._epoch_batches()
         with self._no_sync() if not update else nullcontext():
             with self._autocast():
@@ -213,6 +225,10 @@ class _Run:
             mean = self.state.loss_sum / (self.state.batch + 1)
             self._report({"step": self.state.step, "steps": self._steps(), "loss": mean})
 
+    def _advance(self, *, ended: bool = False) -> None:
+        if self.reparametrization is not None:
+            self.reparametrization.advance(self.model, self._done(ended=ended))
+
     def _validate(self) -> dict[str, float]:
         import torch
 
@@ -235,6 +251,9 @@ class _Run:
             yield chunk.take(np.arange(rank, chunk.num_rows, world))
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
+        if self.reparametrization is not None and not self.reparametrization.settled(self._done(ended=True)):
+            self.state.best_epoch = self.state.epoch  # patience begins with the first that counts
+            return
         name = self.config.metric
         value = -metrics["loss"] if name == "loss" else metrics[name]
         if value > self.state.best:
@@ -242,7 +261,11 @@ class _Run:
             if self.worker.rank == 0:
                 needed = sum(parameter.nbytes for parameter in self.model.parameters())
                 with quiet():
-                    self.checkpoints.save_best(self.state.step, self.model.save_pretrained, needed)
+                    self.checkpoints.save_best(self.state.step, self._write_model, needed)
+
+    def _write_model(self, directory: Path) -> None:
+        plain = None if self.reparametrization is None else self.reparametrization.plain_state(self.model)
+        self.model.save_pretrained(directory, state_dict=plain)
 
     def _save(self) -> None:
         if self.worker.rank != 0:
@@ -286,6 +309,12 @@ class _Run:
 
     def _steps(self) -> int:
         return -(-self._epoch_batches() // self.config.gradient_accumulation) * self.config.epochs
+
+    def _done(self, *, ended: bool) -> float:
+        """Share of all optimiser steps that are done; 1 where the last epoch has ended, however many its rows were."""
+        if ended and self.state.epoch + 1 == self.config.epochs:
+            return 1.0
+        return min(1.0, self.state.step / self._steps())
 
     def _rate(self) -> float:
         config = self.config

@@ -28,7 +28,7 @@ from lspm_ray.tuning.records import Epoch, Records, Trial
 from lspm_ray.tuning.scheduler import EPOCH, Scheduler
 from lspm_ray.tuning.searcher import Searcher, propose
 from lspm_ray.tuning.space import Params, Space
-from lspm_ray.tuning.view import left, picture
+from lspm_ray.tuning.view import left, left_of_finalists, makespan, picture
 
 OnEpoch = Callable[[int, Mapping[str, float], Path | None], None]
 """Takes the number of an epoch, its metrics, and perhaps a directory that another trial can go on from. It may not
@@ -241,9 +241,8 @@ class Sweeper:
         """About how long training the best points again will take."""
         done = [t for t in self.search_trials if t.status == "done" and self.goals.violation(t.values) == 0]
         best = sorted(done, key=lambda trial: self.goals.order(trial.values))[: self.config.finalists]
-        seconds = [trial.seconds for trial in best]
-        rounds = math.ceil(len(seconds) * self.config.seeds / self.reserve.concurrent)
-        return _FINALISTS_SLACK * rounds * max(seconds, default=0.0)
+        seconds = [trial.seconds for trial in best for _ in range(self.config.seeds)]
+        return _FINALISTS_SLACK * makespan(seconds, self.reserve.concurrent)
 
     def _raise_if_hopeless(self) -> None:
         if failed := hopeless(self.search_trials, fewest=1):
@@ -399,13 +398,14 @@ class _Phase:
     def _show(self) -> None:
         sweeper = self.sweeper
         trials = list(sweeper.trials.values())
-        budget = max(len(trials), sweeper.limit)
-        sweeper.report(
-            picture(trials, sweeper.goals, sweeper.metric, budget, sweeper.seconds, self._left(trials, budget))
-        )
+        told = (sweeper.goals, sweeper.metric, sweeper.limit, sweeper.seconds, self._left(trials))
+        sweeper.report(picture(trials, *told, self._begun))
 
-    def _left(self, trials: Sequence[Trial], budget: int) -> float | None:
-        found, minutes = left(trials, budget, self.sweeper.seconds), self.sweeper.config.budget.minutes
+    def _left(self, trials: Sequence[Trial]) -> float | None:
+        sweeper = self.sweeper
+        if any(trial.finalist for trial in trials):
+            return left_of_finalists(trials, sweeper.reserve.concurrent, sweeper.seconds)
+        found, minutes = left(trials, sweeper.limit, sweeper.seconds), sweeper.config.budget.minutes
         if minutes is None:
             return found
         rest = max(0.0, 60 * minutes - self.sweeper.seconds)

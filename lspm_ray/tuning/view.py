@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Trial
@@ -14,9 +15,15 @@ _WIDTH = 30
 
 
 def picture(
-    trials: Sequence[Trial], goals: Goals, metric: str, budget: int, seconds: float, left_s: float | None
+    trials: Sequence[Trial],
+    goals: Goals,
+    metric: str,
+    budget: int,
+    seconds: float,
+    left_s: float | None,
+    begun: Container[int] | None = None,
 ) -> str:
-    """A line of counts, the best trial so far, those that run, and the last that ended early or failed.
+    """A line of counts, the best trial of the search so far, those that run, and the last that ended early or failed.
 
     Args:
         trials: all so far.
@@ -25,20 +32,23 @@ def picture(
         budget: trials that there will be.
         seconds: since the sweep began.
         left_s: about how many more it takes, if known.
+        begun: numbers of the trials that are not waiting for their turn; None if none is.
     """
-    count = {status: sum(trial.status == status for trial in trials) for status in ("done", "stopped", "failed")}
-    over = sum(count.values())
-    head = (
-        f"{over}/{budget} trials: {count['done']} finished, {count['stopped']} stopped early, {count['failed']} failed"
-    )
+    searched, repeated = ([trial for trial in trials if trial.finalist is again] for again in (False, True))
+    count = {status: sum(trial.status == status for trial in searched) for status in ("done", "stopped", "failed")}
+    ends = f"{count['done']} finished, {count['stopped']} stopped early, {count['failed']} failed"
+    head = f"{sum(count.values())}/{budget} trials: {ends}"
+    if repeated:
+        over = sum(trial.over for trial in repeated)
+        head = f"searched with {len(searched)} trials: {ends}; finalists again: {over}/{len(repeated)}"
     head += f"; {clock(seconds)}" + ("" if left_s is None else f", {clock(left_s)} left")
     lines = [head]
-    best = best_of(trials, goals)
+    best = best_of(searched, goals)
     if best is not None:
         lines.append(f"  best    {_row(best)}  {_values(best, goals)}")
-    running = [trial for trial in trials if trial.status == "running"]
+    running = [t for t in trials if t.status == "running" and (begun is None or t.number in begun)]
     lines += [f"  running {_row(trial)}  {_progress(trial, metric)}" for trial in running[:_SHOWN]]
-    ended = [trial for trial in trials if trial.status in ("stopped", "failed")]
+    ended = [trial for trial in (repeated or searched) if trial.status in ("stopped", "failed")]
     lines += [f"  {trial.status:<7} {_row(trial)}  {_plain(trial.reason)}" for trial in ended[-2:]]
     return "\n".join(lines)
 
@@ -53,6 +63,30 @@ def left(trials: Sequence[Trial], budget: int, seconds: float) -> float | None:
     """Seconds until `budget` trials are over, at the pace so far; None before any is."""
     over = sum(trial.over for trial in trials)
     return None if not over else max(0.0, (budget - over) * seconds / over)
+
+
+def left_of_finalists(trials: Sequence[Trial], slots: int, seconds: float) -> float:
+    """Seconds until all repetitions of finalists are over, if each takes as long as its point took in the search.
+
+    Args:
+        trials: all so far.
+        slots: trials at the same time.
+        seconds: since the sweep began.
+    """
+    waiting = []
+    for trial in trials:
+        if trial.finalist and not trial.over:
+            same = [t.seconds for t in trials if t.params == trial.params and t.status == "done"]
+            waiting.append(max(0.0, max(same, default=0.0) - (seconds - trial.began if trial.history else 0.0)))
+    return makespan(waiting, slots)
+
+
+def makespan(seconds: Sequence[float], slots: int) -> float:
+    """How long jobs take that start in this order, each in the first of the slots that is free."""
+    free = [0.0] * slots
+    for job in seconds:
+        heapq.heapreplace(free, free[0] + job)
+    return max(free)
 
 
 def shown(params: Params) -> str:

@@ -1,7 +1,10 @@
 import pytest
 
 from lspm_ray.compression.compress import CompressConfig
+from lspm_ray.compression.method import Method
+from lspm_ray.compression.presets import PRESETS
 from lspm_ray.compression.recipe import VariantConfig, check_recipes, waves
+from lspm_ray.config import assign
 from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.models.shape import Shape
 
@@ -40,15 +43,43 @@ def test_defaults_are_filled_in():
         ([{"method": "prune", "heads": 1.5}], "less than 1"),
         ([{"method": "gatekeeper", "alpha": 1}], "less than 1"),
         ([{"method": "gatekeeper", "distill": {"gatekeeper": {}}}], "set alpha and wrong_when of the method itself"),
+        ([{"method": "sparsify", "sparsity": 1.0}], r"sparsity: .*less than 1"),
+        ([{"method": "sparsify", "sparsity": 0.6, "pattern": "2:4"}], r"pattern: 2:4 is a sparsity of 0\.5"),
+        ([{"method": "sparsify", "train": {"frozen_layers": 1}}], r"train: frozen_layers must be 0.*\(got 1\)"),
         (["quantize_int8", "prune"], "`quantize_int8` must be the last step"),
         ([], "at least 1 item"),
-        ("prune", "list of methods"),
+        ("prune", r"no such preset; a recipe is one of those or a list of methods.*valid: fast, gpu, small, tiny"),
+        (7, "a recipe is the name of a preset or a list of methods"),
         ([{"heads": 0.5}], "say which method"),
     ],
 )
 def test_bad_recipes_are_refused(recipe, message):
     with pytest.raises(ConfigError, match=message):
         VariantConfig.parse({"recipe": recipe})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_becomes_its_methods_with_every_setting(name):
+    preset, written = (VariantConfig.parse({"recipe": recipe}) for recipe in (name, list(PRESETS[name])))
+    assert preset == written
+    assert all(step == Method.make(step["method"]).parse(_settings(step)).spec() for step in preset.recipe)
+    check_recipes({"a": preset}, BERT)
+    assert VariantConfig.parse(preset.model_dump()) == preset
+
+
+def _settings(step):
+    return {key: value for key, value in step.items() if key != "method"}
+
+
+def test_presets_share_steps_with_each_other():
+    plan = waves(variants(fast="fast", small="small", gpu="gpu"))
+    assert names(plan[0]) == [["distill_layers"]]
+
+
+def test_a_step_of_a_preset_cannot_be_set_before_it_is_written_out():
+    raw = {"compress": {"variants": {"a": {"recipe": "fast"}}}}
+    with pytest.raises(ConfigError, match=r"`compress\.variants\.a\.recipe` is a value, not a list.*got 'fast'.*Write"):
+        assign(raw, "compress.variants.a.recipe.0.layers", 3)
 
 
 @pytest.mark.parametrize("name", ["full", "../x", "a b", ""])
@@ -67,9 +98,16 @@ BERT = Shape("bert", layers=6, max_tokens=512)
         [{"method": "distill_layers", "layers": 2, "train": {"frozen_layers": 2}}],
         [{"method": "distill_layers", "layers": 2}, "prune", "onnx"],
         ["prune", "prune"],
+        ["prune", "distill_layers", "prune"],
+        ["trim_vocabulary", "prune", "distill_layers", "trim_vocabulary", "quantize_int8"],
+        ["distill_transformer", "trim_vocabulary"],
+        ["distill_lstm", "trim_vocabulary"],
         ["prune", "distill_bag"],
         ["distill_bag", "gatekeeper"],
         [{"method": "distill_layers", "layers": 2}, "gatekeeper", "quantize_int8"],
+        ["prune", "sparsify", "quantize_int8"],
+        ["prune", "quantization_aware", "quantize_int8"],
+        [{"method": "distill_layers", "layers": 2}, {"method": "quantization_aware", "train": {"frozen_layers": 2}}],
     ],
 )
 def test_recipes_that_fit(recipe):
@@ -91,8 +129,8 @@ def test_recipes_that_fit(recipe):
         ),
         (
             BERT,
-            ["prune", "distill_layers"],
-            r"a\.recipe\.1: `distill_layers` does not fit the result of the step before",
+            ["prune", {"method": "distill_layers", "layers": 7}],
+            r"a\.recipe\.1: `distill_layers` does not fit the result of the step before.*6 layers",
         ),
         (
             BERT,
@@ -106,7 +144,15 @@ def test_recipes_that_fit(recipe):
             r"gatekeeper\.train\.frozen_layers.*6 layers",
         ),
         (BERT, [{"method": "prune", "train": {"frozen_layers": 1}}], r"prune\.train\.frozen_layers.*lspm_pruned"),
+        (BERT, ["distill_bag", "sparsify"], r"a\.recipe\.1: `sparsify`.*lspm_bag_of_ngrams.*valid: bert"),
+        (BERT, ["distill_bag", "quantization_aware"], r"a\.recipe\.1: `quantization_aware`.*no transformer layers"),
+        (BERT, [{"method": "quantization_aware", "train": {"frozen_layers": 7}}], r"quantization_aware\.train\.frozen"),
+        (Shape("gpt2", 6, 512), ["sparsify"], r"a\.recipe\.0: `sparsify`.*'gpt2'.*valid: bert"),
+        (Shape("lspm_lstm", 0, None), ["quantization_aware"], r"no transformer layers \(got 'lspm_lstm'\)"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
+        (BERT, ["distill_bag", "trim_vocabulary"], r"a\.recipe\.1: `trim_vocabulary`.*lspm_bag_of_ngrams.*valid: bert"),
+        (Shape("distilbert", 6, 512), ["trim_vocabulary", "prune"], r"a\.recipe\.1: `prune`.*'distilbert'"),
+        (Shape("gpt2", 6, 512), ["distill_transformer"], r"`distill_transformer`.*'gpt2'.*valid: bert"),
         (
             Shape("distilbert", 6, 512),
             ["prune"],

@@ -16,7 +16,7 @@ from tests.e2e.conftest import command, environment
 
 pytestmark = pytest.mark.e2e
 
-EXACT = ("base", "prepare", "finetune", "teach", "variant", "outputs")
+EXACT = ("base", "prepare", "finetune", "teach", "reference", "variant", "outputs")
 """Stages whose result does not depend on the clock: equal digests are promised after a kill."""
 
 

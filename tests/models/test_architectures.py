@@ -8,7 +8,17 @@ from lspm_ray.errors import ModelError
 from lspm_ray.models.bag_of_ngrams import BagOfNgramsConfig, BagOfNgramsForSequenceClassification
 from lspm_ray.models.directory import load_model, save_model
 from lspm_ray.models.lstm import POOLINGS, LstmConfig, LstmForSequenceClassification
-from lspm_ray.models.pruned import encoder_layers, head_count, shrink
+from lspm_ray.models.pruned import (
+    LOOKUP_FAMILIES,
+    PrunedConfig,
+    PrunedForSequenceClassification,
+    bare,
+    compact,
+    encoder_layers,
+    head_count,
+    shrink,
+    trim,
+)
 from tests.toys import toy_model, toy_tokenizer
 
 IDS = torch.tensor([[2, 40, 41, 42, 3], [2, 50, 3, 0, 0]])
@@ -138,3 +148,77 @@ def test_removed_heads_and_neurons_no_longer_count():
 def test_family_that_cannot_be_pruned_is_named():
     with pytest.raises(ModelError, match=r"lspm_bag_of_ngrams.*valid: bert"):
         encoder_layers(bag())
+
+
+def small(family):
+    """A fresh classifier of a family, with 60 token ids of which the last ends a text."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from lspm_ray.models.directory import register
+
+    register()
+    sizes = {
+        "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
+        "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 8},
+        "lspm_lstm": {"embedding_size": 8, "hidden_size": 8},
+    }
+    usual = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = AutoConfig.for_model(family, vocab_size=60, pad_token_id=0, eos_token_id=59, **sizes.get(family, usual))
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def answers(model, ids):
+    with torch.inference_mode():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+KEPT = [0, 1, *range(20, 40), 59]
+TEXTS = torch.tensor([[20, 25, 39, 22, 59], [30, 21, 20, 38, 59]])
+
+
+@pytest.mark.parametrize("family", LOOKUP_FAMILIES)
+def test_kept_tokens_are_read_as_before_and_others_as_their_stand_ins(tmp_path, family):
+    model = small(family)
+    trimmed = trim(model, KEPT, [1] * (60 - len(KEPT))).eval()
+    assert torch.equal(answers(trimmed, TEXTS), answers(model, TEXTS))
+    unseen, unknown = TEXTS.clone(), TEXTS.clone()
+    unseen[:, 2], unknown[:, 2] = 50, 1
+    assert torch.equal(answers(trimmed, unseen), answers(model, unknown))
+    save_model(trimmed, toy_tokenizer(), tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.get_input_embeddings().embedding.num_embeddings == len(KEPT)
+    assert torch.equal(answers(loaded, unseen), answers(model, unknown))
+
+
+def test_without_an_unknown_token_the_mean_of_the_removed_stands_for_them():
+    model = small("bert")
+    trimmed = trim(model, KEPT, None)
+    weight = model.get_input_embeddings().weight
+    removed = [token for token in range(60) if token not in KEPT]
+    found = trimmed.get_input_embeddings()(torch.tensor([5, 58, 20]))
+    assert torch.allclose(found[:2], weight[removed].mean(0).expand(2, -1))
+    assert torch.equal(found[2], weight[20])
+    everything = trim(model, list(range(60)), None)
+    assert torch.equal(everything.get_input_embeddings().embedding.weight, weight)
+
+
+def test_whatever_is_removed_there_is_one_wrapper():
+    model = small("bert")
+    shrink(encoder_layers(model)[0], [1], [0, 1, 2])
+    before = answers(model, TEXTS)
+    twice = trim(trim(compact(model), KEPT, None), KEPT[:-2], None)
+    assert twice.config.base["model_type"] == bare(twice).config.model_type == "bert"
+    assert (twice.config.heads, twice.config.neurons, twice.config.vocabulary) == ([1], [3], len(KEPT) - 1)
+    assert torch.allclose(answers(compact(twice).eval(), TEXTS[:, :2]), answers(model, TEXTS[:, :2]), atol=1e-6)
+    assert torch.equal(answers(model, TEXTS), before)
+
+
+def test_models_that_were_pruned_twice_before_there_was_one_wrapper_still_load(tmp_path):
+    inner = compact(small("bert"))
+    base = inner.config.to_dict() | {"model_type": "lspm_pruned"}
+    nested = PrunedForSequenceClassification(
+        PrunedConfig(base=base, heads=[1], neurons=[4], id2label={0: "a", 1: "b"}, pad_token_id=0)
+    )
+    save_model(nested, toy_tokenizer(), tmp_path)
+    assert torch.equal(answers(load_model(tmp_path), TEXTS), answers(nested.eval(), TEXTS))

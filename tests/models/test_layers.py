@@ -6,7 +6,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lspm_ray.errors import ModelError
 from lspm_ray.models.fresh import build_classifier, classifier_config
-from lspm_ray.models.layers import STACKS, check_frozen, freeze, set_dropout
+from lspm_ray.models.layers import STACKS, check_frozen, freeze, layer_linears, set_dropout
+from lspm_ray.models.pruned import PrunedConfig, PrunedForSequenceClassification
 from tests.toys import toy_model
 
 IDS = {"pad": 0, "bos": 2, "eos": 3, "cls": 2, "sep": 3, "mask": 4}
@@ -129,3 +130,25 @@ def test_all_layers_can_be_frozen():
     assert {name.split(".")[0] for name, p in made.named_parameters() if p.requires_grad} <= {"bert", "classifier"}
     assert not any(p.requires_grad for p in made.bert.encoder.parameters())
     check_frozen("bert", 2, 2)
+
+
+@pytest.mark.parametrize("family", sorted(set(STACKS) - {"gpt2"}))
+def test_linear_layers_of_the_transformer_layers(family):
+    made = model(family, num_hidden_layers=2)
+    stack, found = f"{made.base_model_prefix}.{STACKS[family].layers}.", layer_linears(made)
+    assert len(found) >= 12 and all(name.startswith(stack) for name in found)
+    assert all(made.get_submodule(name) is linear for name, linear in found.items())
+
+
+def test_linear_layers_of_a_pruned_model():
+    pruned = PrunedForSequenceClassification(
+        PrunedConfig(base=toy_model().config.to_dict(), heads=[1, 2], neurons=[8, 64], id2label={0: "no", 1: "yes"})
+    )
+    found = layer_linears(pruned)
+    assert len(found) == 12 and all(name.startswith("inner.bert.encoder.layer.") for name in found)
+
+
+@pytest.mark.parametrize("family", ["lstm", "bag", "gpt2"])
+def test_a_model_without_linear_layers_is_refused(family):
+    with pytest.raises(ModelError, match=r"model_type: the linear layers .* valid: bert, camembert"):
+        layer_linears(model(family))

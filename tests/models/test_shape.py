@@ -4,7 +4,7 @@ from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.models.directory import load_tokenizer
 from lspm_ray.models.shape import Shape, shape_of
 from lspm_ray.models.source import read_config
-from tests.toys import toy_model_dir
+from tests.toys import toy_model, toy_model_dir
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,12 @@ def test_tokenizer_without_a_padding_token_is_refused(tmp_path):
     tokenizer.save_pretrained(directory)
     with pytest.raises(ModelError, match=r"model\.name: the tokenizer has no padding token.*pad_token in"):
         load_tokenizer(directory)
+
+
+def test_a_wrapped_model_has_the_shape_of_what_is_inside(tmp_path):
+    from lspm_ray.models.pruned import compact
+
+    compact(toy_model()).save_pretrained(tmp_path)
+    shape = shape_of(read_config(tmp_path), "pruned")
+    assert shape == Shape("lspm_pruned", 2, 64)
+    assert (shape.family, shape.hidden, shape.heads, shape.neurons) == ("bert", 32, 2, 64)

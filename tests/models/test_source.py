@@ -37,6 +37,12 @@ def test_a_uri_is_known_by_the_digest_of_the_artifact(tmp_path):
     assert fingerprint(ModelConfig(name=f"file://{made.uri}")) == made.digest
 
 
+def test_a_run_that_has_not_pretrained_says_so(tmp_path):
+    toy_model_artifact(ArtifactStore(str(tmp_path / "run")), "tokenizer")
+    with pytest.raises(ModelError, match="has pretrained no model yet"):
+        locate(ModelConfig(name=str(tmp_path / "run")))
+
+
 def test_the_directory_of_a_run_stands_for_what_it_pretrained(tmp_path):
     store = ArtifactStore(str(tmp_path / "run"))
     made = toy_model_artifact(store, "pretrain")

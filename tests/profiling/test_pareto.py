@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lspm_ray.errors import ConfigError
+from lspm_ray.evaluation.forgetting import ClassChange, Verdict
 from lspm_ray.profiling.pareto import Constraints, Point, dominated_by, front, violations
 
 # Few distinct values, so that ties are common.
@@ -93,7 +94,24 @@ def test_a_variant_better_than_full_breaks_no_accuracy_limit() -> None:
     assert violations(Constraints(max_accuracy_drop=0), accuracy_drop=-0.01, p99_ms=1, memory_mb=1) == []
 
 
-@pytest.mark.parametrize("field", ["max_accuracy_drop", "max_p99_ms", "max_memory_mb"])
+def change(label: str, rows: int, lost: int, verdict: Verdict | None = "forgotten") -> ClassChange:
+    return ClassChange(label=label, rows=rows, right=rows, lost=lost, gained=0, verdict=verdict)
+
+
+def test_forgotten_classes_are_named_the_worst_first() -> None:
+    changes = [change(label, 100, lost) for label, lost in zip("abcde", (20, 50, 30, 40, 10), strict=True)]
+    changes += [change("kept", 100, 0, "kept"), change("few", 3, 3, "cannot be told")]
+    found = violations(Constraints(max_recall_drop=0.05), accuracy_drop=0, p99_ms=1, memory_mb=1, changes=changes)
+    assert found == [
+        "forgets class `b`: 50 of its 100 rows lost and 0 gained, a drop in recall of 50 points, 5 are allowed",
+        "forgets class `d`: 40 of its 100 rows lost and 0 gained, a drop in recall of 40 points, 5 are allowed",
+        "forgets class `c`: 30 of its 100 rows lost and 0 gained, a drop in recall of 30 points, 5 are allowed",
+        "forgets 2 more classes",
+    ]
+    assert violations(Constraints(), accuracy_drop=0, p99_ms=1, memory_mb=1, changes=changes[-2:]) == []
+
+
+@pytest.mark.parametrize("field", ["max_accuracy_drop", "max_recall_drop", "max_p99_ms", "max_memory_mb"])
 def test_limits_below_zero_are_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         Constraints.parse({field: -1})

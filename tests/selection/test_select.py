@@ -14,9 +14,11 @@ from lspm_ray.corpus.shards import labels as label_names
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
 from lspm_ray.evaluation.calibration import softmax
+from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array, read_outputs
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
+from lspm_ray.selection.break_even import BreakEven
 from lspm_ray.selection.select import SelectConfig, check_feasible, read_plan, recheck, select
 from lspm_ray.tasks import Task
 from tests.toy_corpus import MAX_CHARACTERS, toy_corpus
@@ -292,6 +294,38 @@ def test_too_few_rows_say_how_many_are_needed():
     with pytest.raises(CertificateError, match="needs at least 299 calibration rows, there are 298"):
         check_feasible(SelectConfig(), 298)
     check_feasible(SelectConfig(), 299)
+
+
+def test_what_is_forgotten_is_kept_for_the_report(world):
+    artifact = world.select(alpha=0.02)
+    found = Forgetting.parse(json.loads(artifact.read_bytes("forgetting.json")))
+    plan, certificate = read_plan(artifact)
+    read = {name: read_outputs(world.outputs[name], "selection") for name in ("cheap", "middle", "full")}
+    labels = read["full"][1]
+    right = {name: logits.argmax(1) == labels for name, (_, _, logits) in read.items()}
+    assert set(found.alone) == {"cheap", "middle"} and found.bound == 0.05
+    lost = [int((right["full"] & ~right["cheap"] & (labels == k)).sum()) for k in (0, 1)]
+    assert [change.lost for change in found.alone["cheap"]] == lost
+    accepted = softmax(read["cheap"][2], certificate.temperature).max(1) >= certificate.threshold
+    given = np.where(accepted, right["cheap"], right[plan.stages[1].model.name])
+    assert [change.lost for change in found.plan] == [
+        int((right["full"] & ~given & (labels == k)).sum()) for k in (0, 1)
+    ]
+    assert sum(change.lost for change in found.plan) < sum(lost)
+
+
+def test_where_full_serves_alone_no_answers_of_a_plan_are_judged(tmp_path):
+    artifact = World(tmp_path, cheap_right=0.93, cost=0.99).select(alpha=0.02, min_saving=0.7)
+    assert json.loads(artifact.read_bytes("forgetting.json"))["plan"] == []
+
+
+def test_when_variants_pay_is_kept_for_the_report(world):
+    found = [BreakEven.parse(raw) for raw in json.loads(world.select(alpha=0.02).read_bytes("break_even.json"))]
+    assert [(entry.first, entry.batch_size) for entry in found] == [("cheap", 1), ("middle", 1)]
+    options = json.loads(world.select(alpha=0.02).read_bytes("options.json"))
+    with_full = next(o for o in options if o["first"] == "cheap" and o["last"] == "full")
+    assert found[0].needed == with_full["escalation_rate"]
+    assert all(entry.pays for entry in found)
 
 
 def test_unknown_validator_lists_valid_ones():

@@ -16,8 +16,9 @@ from lspm_ray.training import loop
 from lspm_ray.training.checkpoint import CheckpointStore
 from lspm_ray.training.config import TrainConfig
 from lspm_ray.training.loop import TrainJob
+from lspm_ray.training.reparametrizations.sparsity import Sparsity
 from lspm_ray.training.trainer import file_chunks, fit_here
-from tests.toys import LABELS, toy_model_artifact
+from tests.toys import LABELS, toy_model, toy_model_artifact
 
 ROWS = 96
 
@@ -44,7 +45,7 @@ def shards(tmp_path, name, rows, parts, seed):
 def job(tmp_path):
     store = ArtifactStore(str(tmp_path / "store"))
 
-    def make(work, kind="bert", **config):
+    def make(work, kind="bert", reparametrization=None, **config):
         settings = {
             "epochs": 3,
             "batch_size": 8,
@@ -61,6 +62,7 @@ def job(tmp_path):
             train_rows=ROWS,
             class_counts=[ROWS // 2, ROWS // 2],
             config=TrainConfig.parse(settings | config),
+            reparametrization=reparametrization,
             work_uri=str(tmp_path / work),
         )
 
@@ -174,6 +176,76 @@ def test_killed_and_resumed_equals_uninterrupted(job, monkeypatch, kill_at, accu
     resumed, again, _ = train(job("broken", **settings))
     assert without_time(again) == without_time(history)
     assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
+
+
+SHAPED = {
+    "magnitude": {"reparametrization": "sparsity", "sparsity": 0.7, "ramp_start": 0.0, "ramp_end": 0.6},
+    "movement": {"reparametrization": "sparsity", "sparsity": 0.9, "criterion": "movement", "ramp_end": 0.6},
+    "2:4": {"reparametrization": "sparsity", "pattern": "2:4", "schedule": "oneshot"},
+    "int8": {"reparametrization": "fake_quantization"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kill_at", "accumulation"),
+    [
+        ("magnitude", 20, 2),
+        ("movement", 26, 1),
+        ("2:4", 7, 1),
+        ("int8", 17, 1),
+    ],
+)
+def test_shaped_weights_resume_exactly(job, monkeypatch, name, kill_at, accumulation):
+    settings = {"gradient_accumulation": accumulation, "patience": 9, "reparametrization": SHAPED[name]}
+    expected, history, _ = train(job("whole", **settings))
+    step, calls = loop._Run._step, []
+
+    def dying(self, batch):
+        calls.append(1)
+        if len(calls) == kill_at:
+            raise KilledError
+        step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", dying)
+        with pytest.raises(KilledError):
+            train(job("broken", **settings))
+    resumed, again, _ = train(job("broken", **settings))
+    assert without_time(again) == without_time(history)
+    assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_weights_are_shaped_before_each_optimiser_step_and_before_validation(job, monkeypatch):
+    shares = []
+    monkeypatch.setattr(Sparsity, "advance", lambda self, model, done: shares.append(done))
+    train(job("a", epochs=2, gradient_accumulation=5, reparametrization=SHAPED["2:4"]))
+    assert shares == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_the_best_model_is_a_plain_one(job, name):
+    begun = job("a", epochs=1, reparametrization=SHAPED[name])
+    weights, _, _ = train(begun)
+    assert set(weights) == set(start_of(begun))
+    best = toy_model()
+    best.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+    run = loop._Run(begun, one_of_two(begun))
+    ids = torch.tensor([[2, 40, 41, 3]])
+    if name != "int8":
+        zeros = (weights["bert.encoder.layer.0.output.dense.weight"] == 0).mean()
+        assert zeros == pytest.approx(SHAPED[name].get("sparsity", 0.5), abs=1e-3)
+        assert torch.equal(run.model.eval()(ids).logits, best(ids).logits)
+    else:
+        assert not torch.equal(run.model.eval()(ids).logits, best(ids).logits)
+        trained = run.model.state_dict()["bert.pooler.dense.parametrizations.weight.original"]
+        assert np.array_equal(weights["bert.pooler.dense.weight"], trained.numpy())
+
+
+def test_no_epoch_before_the_sparsity_is_reached_is_the_best(job):
+    spec = SHAPED["magnitude"] | {"ramp_end": 1.0}
+    weights, history, _ = train(job("a", epochs=4, patience=1, learning_rate=1e-9, reparametrization=spec))
+    assert len(history) == 4  # patience does not count while weights are still being removed
+    assert (weights["bert.encoder.layer.1.output.dense.weight"] == 0).mean() == pytest.approx(0.7, abs=1e-3)
 
 
 def one_of_two(job):

@@ -35,8 +35,10 @@ def trial(number: int, scores: list[float], began: float, finalist: bool = False
 
 def test_epochs_count_in_the_order_of_time(benchmark):
     trials = [trial(0, [0.5, 0.6], 0), trial(1, [0.7, 0.8], 0.5), trial(2, [0.99], 0, finalist=True)]
-    assert benchmark.path_to(trials, 0.7) == {"reached": 2, "epochs": 4, "best": 0.8}
-    assert benchmark.path_to(trials, 0.9)["reached"] is None
+    reached = {"exactly": 2, "within_half_a_point": 2}
+    assert benchmark.path_to(trials, 0.7) == {"reached": reached, "epochs": 4, "best": 0.8}
+    assert benchmark.path_to(trials, 0.704)["reached"] == {"exactly": 4, "within_half_a_point": 2}
+    assert benchmark.path_to(trials, 0.9)["reached"] == dict.fromkeys(reached)
 
 
 def test_overhead_is_what_is_not_training(benchmark):
@@ -48,12 +50,14 @@ def test_overhead_is_what_is_not_training(benchmark):
 
 def test_a_seed_that_never_reached_the_target_counts_as_worst(benchmark):
     def sweeps(*reached):
-        return [{"reached": value, "epochs": 10} for value in reached]
+        return [{"reached": dict.fromkeys(benchmark.TOLERANCES, value), "epochs": 10} for value in reached]
 
     found = benchmark.conclude({"grid": sweeps(5), "random": sweeps(None, 2, None), "ours": sweeps(1, 2, None)})
-    assert found["grid_reached_its_best_after"] == 0.5
-    assert found["share_of_the_grids_epochs"]["random"] == {"per_seed": [None, 0.2, None], "median": None}
-    assert found["share_of_the_grids_epochs"]["ours"]["median"] == 0.2
+    for shares in found["share_of_the_grids_epochs"].values():
+        assert shares["grid"]["median"] == 0.5
+        assert shares["random"] == {"per_seed": [None, 0.2, None], "median": None}
+        assert shares["ours"]["median"] == 0.2
+    assert found["all_epochs_as_a_share"] == {"grid": 1, "random": 1, "ours": 1}
 
 
 def test_every_contender_is_a_valid_sweep_of_as_many_trials(benchmark, tmp_path):

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from lspm_ray.tuning.goals import Goals, Limit
 from lspm_ray.tuning.records import Epoch, Trial
-from lspm_ray.tuning.view import best_of, clock, left, picture, shown
+from lspm_ray.tuning.view import best_of, clock, left, left_of_finalists, makespan, picture, shown
 
 GOALS = Goals(objectives={"validation.accuracy": "max"}, constraints={"certified.cost": Limit(max=0.5)})
 
@@ -40,6 +40,48 @@ def test_some_trials():
         "  failed  #3   learning_rate=0.00123  no memory",
         "  stopped #4   learning_rate=0.00123  asha: behind",
     ]
+
+
+def test_after_the_search_it_shows_the_finalists():
+    again = [done(4, 0.95), trial(5), trial(6)]
+    again = [one.model_copy(update={"finalist": True}) for one in again]
+    trials = [
+        done(0, 0.75),
+        done(1, 0.875),
+        trial(2, "stopped", reason="the time is used up"),
+        trial(3, "failed"),
+        *again,
+    ]
+    assert picture(trials, GOALS, "loss", 20, 125.9, 61).splitlines() == [
+        "searched with 4 trials: 2 finished, 1 stopped early, 1 failed; finalists again: 1/3; 2:05, 1:01 left",
+        "  best    #1   learning_rate=0.00123  validation.accuracy 0.875, certified.cost 0.25",
+        "  running #5   learning_rate=0.00123  first epoch",
+        "  running #6   learning_rate=0.00123  first epoch",
+    ]
+    assert "#5" in picture(trials, GOALS, "loss", 20, 125.9, 61, {5})
+    assert "#6" not in picture(trials, GOALS, "loss", 20, 125.9, 61, {5})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "slots", "expected"),
+    [([], 2, 0), ([5], 2, 5), ([5, 5, 2, 2], 2, 7), ([2, 2, 5, 5], 2, 7), ([1, 5, 1, 1], 2, 5), ([3, 3, 3], 1, 9)],
+)
+def test_jobs_share_the_slots(seconds, slots, expected):
+    assert makespan(seconds, slots) == expected
+
+
+def test_finalists_take_as_long_as_their_points_took():
+    epoch = Epoch(epoch=1, metrics={}, seconds=101)
+    slow = [done(0, 0.5).model_copy(update={"ended": 50.0}), done(1, 0.5).model_copy(update={"ended": 10.0})]
+    slow[1] = slow[1].model_copy(update={"params": {"a.b": 1}})
+    again = [
+        slow[0].model_copy(update={"finalist": True, "number": 2}),
+        trial(3, finalist=True, began=80.0, history=[epoch]),
+        trial(4, finalist=True),
+        Trial(number=5, params={"a.b": 1}, seed=1, finalist=True),
+    ]
+    assert left_of_finalists([*slow, *again], 2, 100.0) == 50  # 30 are left of the one that runs, then the short one
+    assert left_of_finalists([*slow, *again], 1, 100.0) == 90
 
 
 def test_many_trials_take_few_lines():

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from lspm_ray.compression.method import Context, Method
-from lspm_ray.models.directory import load_tokenizer, read_labels, save_model
+from lspm_ray.models.directory import Variant, load_tokenizer, read_labels, save_model, write_variant
 from lspm_ray.models.shape import Shape
 from lspm_ray.models.source import read_config
 from lspm_ray.training.config import DistillConfig, TrainConfig
@@ -71,3 +71,4 @@ class DistillBag(Method):
         start = target / "start"
         save_model(BagOfNgramsForSequenceClassification(config), tokenizer, start)
         context.train(start, target, self.train, self.distill)
+        write_variant(target, Variant(structure={}))

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from lspm_ray.compression.importance import highest, importance, sample
 from lspm_ray.compression.method import Context, Method
-from lspm_ray.corpus.shards import split_files
-from lspm_ray.models.directory import load_model, load_tokenizer, save_model
-from lspm_ray.models.pruned import (
-    Layer,
-    PrunedConfig,
-    PrunedForSequenceClassification,
-    check_family,
-    encoder_layers,
-    head_count,
-    head_size,
-    shrink,
-)
+from lspm_ray.models.directory import Variant, load_model, load_tokenizer, read_variant, save_model, write_variant
+from lspm_ray.models.pruned import PrunedConfig, check_family, compact, encoder_layers, head_count, shrink
 from lspm_ray.models.shape import Shape
-from lspm_ray.training.batches import TRAIN_COLUMNS, batches
 from lspm_ray.training.config import DistillConfig, TrainConfig
-from lspm_ray.training.trainer import file_chunks
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+Scope = Literal["layer", "global"]
+
 
 class Prune(Method):
-    """Remove the least important heads and neurons of every layer by first-order Taylor importance.
+    """Remove the least important heads and neurons by first-order Taylor importance.
 
     Importance of a unit is the mean absolute product of its activation and the loss gradient (Molchanov et al. 2017;
-    for heads: Michel et al. 2019). Every layer loses the same share, so that all stay fast.
+    for heads: Michel et al. 2019).
 
     Attributes:
-        heads: share of attention heads removed from each layer; at least one stays.
-        neurons: share of feed-forward neurons removed from each layer; at least one stays.
+        heads: share of attention heads removed; at least one stays in each layer.
+        neurons: share of feed-forward neurons removed; at least one stays in each layer.
+        scope: `layer` removes the same share from every layer; `global` what is least important in the whole model,
+            importance in a layer having norm 1 (Molchanov et al. 2017, section 2.2).
+        steps: the share is reached in so many equal parts, each measured anew and followed by `train`, which so costs
+            as many times as much.
         importance_rows: training rows that importance is measured on.
         train: recovery fine-tuning.
         distill: recovery learns from the full model.
@@ -51,19 +46,26 @@ class Prune(Method):
 
     heads: float = Field(1 / 3, ge=0, lt=1)
     neurons: float = Field(0.5, ge=0, lt=1)
+    scope: Scope = "layer"
+    steps: int = Field(1, ge=1, le=100)
     importance_rows: int = Field(256, ge=1)
     train: TrainConfig = TrainConfig(epochs=1, learning_rate=5e-5)
     distill: DistillConfig = DistillConfig()
 
+    @model_validator(mode="after")
+    def _removes_something(self) -> Self:
+        if not self.heads and not self.neurons:
+            raise ValueError("nothing would be removed: set heads or neurons to more than 0")
+        return self
+
     def check(self, shape: Shape) -> Shape:
-        """Fits BERT-like models and those already pruned; the layers of its result can no longer be left out.
+        """Fits BERT-like models, those already pruned included.
 
         Raises:
             ModelError: the model's family is not supported, or `train.frozen_layers` is more than none.
         """
-        if shape.model_type != PrunedConfig.model_type:
-            check_family(shape.model_type)
-        made = replace(shape, model_type=PrunedConfig.model_type, layers=0)
+        check_family(shape.family)
+        made = replace(shape, model_type=PrunedConfig.model_type, inside=shape.family)
         made.check_frozen(self.train.frozen_layers, f"{self.name}.train.frozen_layers")
         return made
 
@@ -73,101 +75,63 @@ class Prune(Method):
         Raises:
             ModelError: the model's family is not supported.
         """
+        heads, neurons = _units(load_model(source))
+        with tempfile.TemporaryDirectory() as temporary:
+            met = source
+            for step in range(1, self.steps + 1):
+                made = target if step == self.steps else Path(temporary) / str(step)
+                made.mkdir(exist_ok=True)
+                part = step / self.steps
+                self._step(met, made, context, _left(heads, self.heads * part), _left(neurons, self.neurons * part))
+                met = made
+        heads, neurons = _units(load_model(target))
+        structure = (read_variant(source).structure or {}) | {"heads": heads, "neurons": neurons}
+        write_variant(target, Variant(structure=structure))
+
+    def _step(self, source: Path, target: Path, context: Context, heads: list[int], neurons: list[int]) -> None:
+        """Prune to so many heads and neurons per layer, or in the whole model as many as these together."""
         model = load_model(source)
-        encoder_layers(model)
-        context.report("prune: measuring the importance of heads and neurons")
-        heads, neurons = importance(model, self._batches(model, context), context)
+        layers = encoder_layers(model)
+        context.report("measuring the importance of heads and neurons")
+        rows = sample(model, context, self.importance_rows, self.train.seed)
+        scores = importance(model, rows, context)
+        kept_heads = keep_best(scores.heads, heads, self.scope)
+        kept_neurons = keep_best(scores.neurons, neurons, self.scope)
+        for layer, stay_heads, stay_neurons in zip(layers, kept_heads, kept_neurons, strict=True):
+            shrink(layer, stay_heads, stay_neurons)
         start = target / "start"
-        save_model(self._pruned(model, heads, neurons), load_tokenizer(source), start)
+        save_model(compact(model), load_tokenizer(source), start)
         context.train(start, target, self.train, self.distill)
 
-    def _batches(self, model: PreTrainedModel, context: Context) -> Iterator[dict[str, torch.Tensor]]:
-        size = min(32, self.importance_rows)
-        chunks = file_chunks(split_files(context.data, "train"), TRAIN_COLUMNS, self.importance_rows)
-        stream = batches(chunks, size, int(model.config.pad_token_id or 0), self.train.seed, 0)
-        return itertools.islice(stream, -(-self.importance_rows // size))
 
-    def _pruned(
-        self, model: PreTrainedModel, heads: list[torch.Tensor], neurons: list[torch.Tensor]
-    ) -> PrunedForSequenceClassification:
-        layers = encoder_layers(model)
-        for layer, head_scores, neuron_scores in zip(layers, heads, neurons, strict=True):
-            shrink(layer, _best(head_scores, self.heads), _best(neuron_scores, self.neurons))
-        base = model.config.to_dict()
-        config = PrunedConfig(
-            base=base | {"model_type": model.config.model_type},
-            heads=[head_count(layer) for layer in layers],
-            neurons=[layer.intermediate.dense.out_features for layer in layers],
-            id2label=model.config.id2label,
-            label2id=model.config.label2id,
-            pad_token_id=model.config.pad_token_id,
-            vocab_size=model.config.vocab_size,
-        )
-        pruned = PrunedForSequenceClassification(config)
-        pruned.inner.load_state_dict(model.state_dict())
-        return pruned
+def keep_best(scores: Sequence[torch.Tensor], counts: Sequence[int], scope: Scope) -> list[list[int]]:
+    """Positions of the units that stay, per layer.
 
-
-def importance(
-    model: PreTrainedModel, stream: Iterator[dict[str, torch.Tensor]], context: Context
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Importance of every head [heads] and neuron [neurons] of each layer, averaged over the batches."""
+    Args:
+        scores: importance of the units of each layer.
+        counts: units that stay in each layer; with scope `global` their sum, wherever they are.
+        scope: see `Prune`.
+    """
+    if scope == "layer":
+        return [highest(layer, count) for layer, count in zip(scores, counts, strict=True)]
     import torch
 
-    torch.set_num_threads(context.threads)
-    layers, model = encoder_layers(model), model.eval()
-    taps = [_Tap(layer) for layer in layers]
-    for batch in stream:
-        model.zero_grad(set_to_none=True)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        context.task.loss(logits, batch).backward()
-        for tap in taps:
-            tap.collect()
-    for tap in taps:
-        tap.remove()
-    model.zero_grad(set_to_none=True)
-    return [tap.heads for tap in taps], [tap.neurons for tap in taps]
+    scaled = [layer / layer.norm().clamp(min=torch.finfo(layer.dtype).tiny) for layer in scores]
+    for layer in scaled:
+        layer[layer.argmax()] = torch.inf  # no layer may be left without any
+    chosen = set(highest(torch.cat(scaled), sum(counts)))
+    starts = [sum(len(layer) for layer in scaled[:number]) for number in range(len(scaled))]
+    return [
+        [unit for unit in range(len(layer)) if start + unit in chosen]
+        for start, layer in zip(starts, scaled, strict=True)
+    ]
 
 
-class _Tap:
-    """Listens to what enters a layer's two output projections: the heads' and the neurons' activations."""
-
-    def __init__(self, layer: Layer) -> None:
-        import torch
-
-        self._size = head_size(layer)
-        self.heads = torch.zeros(head_count(layer))
-        self.neurons = torch.zeros(layer.intermediate.dense.out_features)
-        self._inputs: dict[str, torch.Tensor] = {}
-        self._hooks = [
-            layer.attention.output.dense.register_forward_pre_hook(self._keep("heads")),
-            layer.output.dense.register_forward_pre_hook(self._keep("neurons")),
-        ]
-
-    def _keep(self, name: str) -> Any:
-        def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            inputs[0].retain_grad()
-            self._inputs[name] = inputs[0]
-
-        return hook
-
-    def collect(self) -> None:
-        import torch
-
-        for name, tensor in self._inputs.items():
-            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            effect = (tensor * gradient).detach().flatten(0, 1)
-            if name == "heads":
-                self.heads += effect.unflatten(1, (-1, self._size)).sum(2).abs().mean(0)
-            else:
-                self.neurons += effect.abs().mean(0)
-        self._inputs.clear()
-
-    def remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+def _units(model: PreTrainedModel) -> tuple[list[int], list[int]]:
+    """Heads and neurons of each layer."""
+    layers = encoder_layers(model)
+    return [head_count(layer) for layer in layers], [layer.intermediate.dense.out_features for layer in layers]
 
 
-def _best(scores: torch.Tensor, removed: float) -> list[int]:
-    keep = max(1, round(len(scores) * (1 - removed)))
-    return sorted(scores.argsort(descending=True, stable=True)[:keep].tolist())
+def _left(units: list[int], removed: float) -> list[int]:
+    return [max(1, round(count * (1 - removed))) for count in units]

@@ -11,6 +11,7 @@ from lspm_ray.errors import ResourceError
 from lspm_ray.inference.batching import CPU_BATCH_TOKENS, CPU_CALL_TOKENS, GPU_BATCH_TOKENS, micro_batches, pad
 from lspm_ray.inference.predictor import Predictor, Runtime, pad_id_of
 from lspm_ray.models.directory import load_model, read_labels
+from lspm_ray.models.sparse import SPARSE_FILE, use_sparse_kernels
 from lspm_ray.tasks import Encoded
 
 
@@ -30,6 +31,8 @@ class TorchRuntime(Runtime):
         if not gpu:
             torch.set_num_threads(threads)
         model = load_model(directory).eval().to("cuda" if gpu else "cpu")
+        if gpu and (directory / SPARSE_FILE).is_file():
+            use_sparse_kernels(model)
         return TorchPredictor(model, read_labels(directory), pad_id_of(directory))
 
 
