@@ -94,8 +94,25 @@ class DistillConfig(Config):
         temperature: softens both distributions.
         weight: share of the teacher term in the loss; the rest is the task's own loss on the labels.
         gatekeeper: on the rows that are answered wrongly, learn to be unsure instead; None learns the same on all.
+        hidden: weight of the squared error of the hidden states, layer by layer (Jiao et al. 2020, "TinyBERT"). This
+            and the next two are added to the loss; where one is not 0, the teacher runs beside the student.
+        attention: weight of the squared error of the attention scores, layer by layer (same paper).
+        relations: weight of the divergence of the last layers' relations among queries, keys and values (Wang et al.
+            2021, "MiniLMv2"); heads may differ in number.
+        relation_heads: that these are cut into, a divisor of both widths; None for as many as fit, up to the teacher's.
+        relation_pairs: which of queries, keys and values are related; [qk, vv] is Wang et al. 2020, "MiniLM".
     """
 
     temperature: float = Field(2.0, gt=0)
     weight: float = Field(0.7, ge=0, le=1)
     gatekeeper: GatekeeperConfig | None = None
+    hidden: float = Field(0.0, ge=0)
+    attention: float = Field(0.0, ge=0)
+    relations: float = Field(0.0, ge=0)
+    relation_heads: int | None = Field(None, ge=1)
+    relation_pairs: list[Literal["qq", "kk", "vv", "qk"]] = Field(default=["qq", "kk", "vv"], min_length=1)
+
+    @property
+    def matches(self) -> list[str]:
+        """The names of the terms that need the teacher's inner states."""
+        return [name for name in ("hidden", "attention", "relations") if getattr(self, name)]
