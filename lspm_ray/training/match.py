@@ -60,7 +60,7 @@ def check_match(distill: DistillConfig, student: Shape, teacher: Shape, field: s
 def _unmatched(what: str, distill: DistillConfig, name: str, field: str, hint: str) -> ModelError:
     value = getattr(distill, name)
     return ModelError(
-        f"the {name} {what} cannot be matched", field=f"{field}.{name}", value=value, valid=[0], hint=hint
+        f"inner states {what} cannot be matched", field=f"{field}.{name}", value=value, valid=[0], hint=hint
     )
 
 

@@ -510,3 +510,19 @@ def test_what_is_left_is_told_by_every_later_step(world):
 def test_a_student_without_layers_forgets_what_was_left_of_others(world, tmp_path):
     spec = SPECS["distill_bag"] | {"train": FAST | {"epochs": 1}}
     assert read_variant(apply(world, spec, tmp_path / "out", "forgets")).structure == {}
+
+
+def test_a_recipe_can_match_the_full_models_inner_states(world):
+    store, data, full, _ = world
+    plain = {"method": "distill_layers", "layers": 1, "train": FAST | {"epochs": 1}}
+    matched = plain | {"distill": {"hidden": 1, "attention": 1, "relations": 1}}
+    sparse = {"method": "sparsify", "sparsity": 0.5, "train": FAST | {"epochs": 1}, "distill": {"hidden": 1}}
+    config = CompressConfig.parse(
+        {"variants": {"plain": {"recipe": [plain]}, "matched": {"recipe": [matched]}, "sparse": {"recipe": [sparse]}}}
+    )
+    made = compress(config, Task.make("text_classification"), full, data, store, lambda _: None, here=1)
+    assert made["matched"].manifest.parents["full"] == full.digest
+    assert "full" not in made["plain"].manifest.parents
+    assert not torch_equal(load_model(made["matched"].local()), load_model(made["plain"].local()))
+    weight = next(iter(layer_linears(load_model(made["sparse"].local())).values())).weight
+    assert float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)

@@ -89,6 +89,7 @@ def test_bad_names_are_refused(name):
 
 
 BERT = Shape("bert", layers=6, max_tokens=512)
+LAYERS_MATCHED = {"method": "distill_layers", "layers": 2, "distill": {"hidden": 1, "attention": 1, "relations": 1}}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,8 @@ BERT = Shape("bert", layers=6, max_tokens=512)
         ["distill_lstm", "trim_vocabulary"],
         ["prune", "distill_bag"],
         ["distill_bag", "gatekeeper"],
+        [LAYERS_MATCHED],
+        ["prune", {"method": "gatekeeper", "distill": {"relations": 1}}],
         [{"method": "distill_layers", "layers": 2}, "gatekeeper", "quantize_int8"],
         ["prune", "sparsify", "quantize_int8"],
         ["prune", "quantization_aware", "quantize_int8"],
@@ -143,6 +146,12 @@ def test_recipes_that_fit(recipe):
             [{"method": "gatekeeper", "train": {"frozen_layers": 7}}],
             r"gatekeeper\.train\.frozen_layers.*6 layers",
         ),
+        *(
+            (BERT, [{"method": name, "distill": {"hidden": 1}}], rf"{name}\.distill\.hidden: .*lspm_")
+            for name in ("distill_bag", "distill_lstm")
+        ),
+        (BERT, ["prune", {"method": "gatekeeper", "distill": {"attention": 1}}], r"recipe\.1: .*gatekeeper.*attention"),
+        (Shape("distilbert", 6, 512), [LAYERS_MATCHED], r"distill\.hidden: .*distilbert.*It can in: bert"),
         (BERT, [{"method": "prune", "train": {"frozen_layers": 1}}], r"prune\.train\.frozen_layers.*lspm_pruned"),
         (BERT, ["distill_bag", "sparsify"], r"a\.recipe\.1: `sparsify`.*lspm_bag_of_ngrams.*valid: bert"),
         (BERT, ["distill_bag", "quantization_aware"], r"a\.recipe\.1: `quantization_aware`.*no transformer layers"),
