@@ -64,6 +64,7 @@ class _Step(Config):
     source: str
     data: str
     teacher: str | None
+    full: str | None = None
     workers: WorkersConfig | None
     reference: str | None = None
     wait_for_nodes_s: float | None = None
@@ -107,7 +108,7 @@ def compress(
         steps = []
         for prefix in wave:
             source = made[_id(prefix[:-1])] if len(prefix) > 1 else full
-            step = _step(config, task, prefix[-1], source, data, teacher, store)
+            step = _step(config, task, prefix[-1], source, data, teacher, full, store)
             steps.append(step.model_copy(update={"wait_for_nodes_s": wait_for_nodes_s}))
         if any(store.find(STAGE, step.key) is None for step in steps):
             known = _refer(full, data, store, report, here).uri
@@ -129,12 +130,17 @@ def _step(
     source: Artifact,
     data: Artifact,
     teacher: Artifact | None,
+    full: Artifact,
     store: ArtifactStore,
 ) -> _Step:
     what = {"step": spec, "task": task.spec()}
     parents = {"source": source.digest, "data": data.digest}
-    if Method.make(spec).needs_teacher and teacher is not None:
+    method = Method.make(spec)
+    if method.needs_teacher and teacher is not None:
         parents["teacher"] = teacher.digest
+    if method.distillation is not None and method.distillation.matches:
+        # Models whose outputs are equal may have other inner states.
+        parents["full"] = full.digest
     return _Step(
         root=store.root,
         key=store.key(STAGE, what, parents),
@@ -143,6 +149,7 @@ def _step(
         source=source.uri,
         data=data.uri,
         teacher=teacher.uri if "teacher" in parents and teacher else None,
+        full=full.uri if "full" in parents else None,
         workers=config.workers,
     )
 
@@ -213,7 +220,11 @@ def _run_here(steps: list[_Step], store: ArtifactStore, report: Report, threads:
 def _teach(full: Artifact, data: Artifact, store: ArtifactStore, report: Report, here: int | None) -> Artifact:
     if here is None:
         return teach(full, data, store, TEACHER_COLUMN, report)
-    return teach(full, data, store, TEACHER_COLUMN, report, InferHere(here), run_serially)
+    import torch
+
+    # What the cluster has may be held by others: this process has the GPU that it sees, or none.
+    gpu = torch.cuda.is_available()
+    return teach(full, data, store, TEACHER_COLUMN, report, InferHere(here), run_serially, gpu)
 
 
 def _make(raw: dict[str, Any], report: Report) -> None:
@@ -301,6 +312,7 @@ def _train(
             class_counts=class_counts(data, "train"),
             config=config,
             distill=distill if step.teacher else None,
+            teacher_uri=step.full,
             reparametrization=None if reparametrization is None else reparametrization.spec(),
             work_uri=f"{work}/train",
         )

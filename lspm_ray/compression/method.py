@@ -62,6 +62,12 @@ class Method(Plugin):
     needs_teacher: ClassVar[bool] = False
     final: ClassVar[bool] = False
 
+    @property
+    def distillation(self) -> DistillConfig | None:
+        """Its field `distill`; None of a method that has none."""
+        found = getattr(self, "distill", None)
+        return found if isinstance(found, DistillConfig) else None
+
     def check(self, shape: Shape) -> Shape:
         """Refuse a model that the method does not fit, before anything is trained.
 

@@ -58,11 +58,21 @@ def check_recipes(variants: dict[str, VariantConfig], shape: Shape) -> None:
         for number, method in enumerate(variant.methods()):
             try:
                 met = method.check(met)
+                _check_distillation(method, met, shape)
             except UserError as error:
                 where = "the model" if number == 0 else "the result of the step before"
                 raise ModelError(
                     f"`{method.name}` does not fit {where}: {error}", field=f"compress.variants.{name}.recipe.{number}"
                 ) from None
+
+
+def _check_distillation(method: Method, student: Shape, teacher: Shape) -> None:
+    """Here and not in each method, none of which can forget it then; see `check_match`."""
+    distill = method.distillation
+    if distill is not None and distill.matches:
+        from lspm_ray.training.match import check_match
+
+        check_match(distill, student, teacher, f"{method.name}.distill")
 
 
 def waves(variants: dict[str, VariantConfig]) -> list[list[list[dict[str, Any]]]]:

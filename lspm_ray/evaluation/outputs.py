@@ -239,19 +239,31 @@ def teach(
     report: Report,
     compute: Infer = infer_on_ray,
     execute: Execute | None = None,
+    gpu: bool | None = None,
 ) -> Artifact:
     """The training split with the teacher's logits in `column`: computed once, for every student.
+
+    Args:
+        teacher: the full model.
+        data: the prepared corpus.
+        store: where the artifact goes.
+        column: of the logits.
+        report: progress.
+        compute: runs the teacher; by default Ray Data on the connected cluster.
+        execute: checks large shards; by default the same.
+        gpu: whether to use GPUs; None for those of the cluster, if it has any.
 
     Returns:
         An artifact with `train/part-*.parquet`: input_ids, label, `column`, rows in the order of the training split.
     """
 
     def build(draft: Any) -> None:
+        # A student learns as well from logits that were rounded: any GPU will do.
+        on_gpu = totals()["GPU"] >= 1 if gpu is None else gpu
         total = sum(class_counts(data, "train"))
         (draft.path / "train").mkdir()
         done = 0
-        # A student learns as well from logits that were rounded: any GPU will do.
-        tables = compute(split_files(data, "train", execute), {column: teacher}, ["label"], totals()["GPU"] >= 1)
+        tables = compute(split_files(data, "train", execute), {column: teacher}, ["label"], on_gpu)
         for number, table in enumerate(tables):
             file = draft.path / "train" / f"part-{number:05d}.parquet"
             pq.write_table(table.select(["input_ids", "label", column]), file, compression="zstd")

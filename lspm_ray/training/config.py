@@ -20,7 +20,8 @@ class TrainConfig(Config):
         schedule: how the rate falls afterwards.
         max_grad_norm: gradients are scaled down to this norm.
         precision: `auto` is bf16 on GPUs and on CPUs with bf16 instructions, else fp32.
-        metric: on validation, decides the best epoch and early stopping.
+        metric: on validation, decides the best epoch and early stopping; `selective_accuracy` is that of the rows of
+            highest confidence, averaged over every share of the rows: what a cascade's first model is judged by.
         patience: epochs without a better metric before training stops.
         dropout: of every dropout layer of the model while it is trained; None keeps the model's own.
         frozen_layers: the embeddings and so many transformer layers after them are left as they are; 0 trains all.
@@ -37,7 +38,7 @@ class TrainConfig(Config):
     schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "balanced_accuracy"
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss", "selective_accuracy"] = "balanced_accuracy"
     patience: int = Field(2, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
     frozen_layers: int = Field(0, ge=0)
@@ -72,13 +73,46 @@ class WorkersConfig(Config):
         return self
 
 
+class GatekeeperConfig(Config):
+    """Learning to be confident only where one is right (Rabanser et al. 2025, "Gatekeeper", section 3).
+
+    Attributes:
+        alpha: share of the loss of the rows that are answered rightly; the rest is the pull of the others' outputs
+            towards uniform. Lower values give fewer confident mistakes, and fewer correct answers.
+        wrong_when: what counts as wrong, as in `select.risk`: `regret`, the answer is wrong and the teacher's right;
+            `disagreement`, it is not the teacher's; or `label`, it is not the label (as in the paper).
+    """
+
+    alpha: float = Field(0.5, gt=0, lt=1)
+    wrong_when: Literal["regret", "disagreement", "label"] = "regret"
+
+
 class DistillConfig(Config):
     """Learning from another model's outputs (Hinton et al. 2015).
 
     Attributes:
         temperature: softens both distributions.
         weight: share of the teacher term in the loss; the rest is the task's own loss on the labels.
+        gatekeeper: on the rows that are answered wrongly, learn to be unsure instead; None learns the same on all.
+        hidden: weight of the squared error of the hidden states, layer by layer (Jiao et al. 2020, "TinyBERT"). This
+            and the next two are added to the loss; where one is not 0, the teacher runs beside the student.
+        attention: weight of the squared error of the attention scores, layer by layer (same paper).
+        relations: weight of the divergence of the last layers' relations among queries, keys and values (Wang et al.
+            2021, "MiniLMv2"); heads may differ in number.
+        relation_heads: that these are cut into, a divisor of both widths; None for as many as fit, up to the teacher's.
+        relation_pairs: which of queries, keys and values are related; [qk, vv] is Wang et al. 2020, "MiniLM".
     """
 
     temperature: float = Field(2.0, gt=0)
     weight: float = Field(0.7, ge=0, le=1)
+    gatekeeper: GatekeeperConfig | None = None
+    hidden: float = Field(0.0, ge=0)
+    attention: float = Field(0.0, ge=0)
+    relations: float = Field(0.0, ge=0)
+    relation_heads: int | None = Field(None, ge=1)
+    relation_pairs: list[Literal["qq", "kk", "vv", "qk"]] = Field(default=["qq", "kk", "vv"], min_length=1)
+
+    @property
+    def matches(self) -> list[str]:
+        """The names of the terms that need the teacher's inner states."""
+        return [name for name in ("hidden", "attention", "relations") if getattr(self, name)]

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     import torch
-    from transformers import PreTrainedModel
+
+    from lspm_ray.training.match import Student, Teacher
 
 
 class TrainJob(Config):
@@ -49,6 +50,7 @@ class TrainJob(Config):
         train_rows: rows in the training files, over all workers.
         class_counts: training rows of each class.
         reparametrization: what shapes the weights while they are trained, in its YAML form.
+        teacher_uri: artifact with the model whose inner states are matched; None if `distill` matches none.
         work_uri: directory for checkpoints; running the job again with the same one resumes it.
     """
 
@@ -62,6 +64,7 @@ class TrainJob(Config):
     config: TrainConfig
     distill: DistillConfig | None = None
     reparametrization: dict[str, Any] | None = None
+    teacher_uri: str | None = None
     work_uri: str
 
 
@@ -82,7 +85,7 @@ class Worker:
     device: torch.device
     train_chunks: Callable[[int], Iterator[pa.Table]]
     validation_chunks: Callable[[int], Iterator[pa.Table]]
-    prepare: Callable[[PreTrainedModel], torch.nn.Module]
+    prepare: Callable[[torch.nn.Module], torch.nn.Module]
     gather: Callable[[NDArray[Any]], NDArray[Any]]
     report: Callable[[dict[str, Any]], None]
 
@@ -133,6 +136,7 @@ class _Run:
         self.reparametrization = None if spec is None else Reparametrization.make(spec)
         if self.reparametrization is not None:
             self.reparametrization.attach(self.model)
+        self.student, self.teacher = self._matched()
         self.pad_id = int(self.model.config.pad_token_id or 0)
         self.batch_size = -(-self.config.batch_size // worker.world_size)
         self.state = _State(world_size=worker.world_size)
@@ -141,11 +145,29 @@ class _Run:
             self.checkpoints.forget_after(-1 if self.resumed is None else self.resumed.state["step"])
         if self.resumed is not None:
             self.model.load_state_dict(_section(self.resumed.tensors, "model"))
+            if self.student is not None:
+                self.student.projections.load_state_dict(_section(self.resumed.tensors, "projections"))
             self.state = self._resume(self.resumed.state)
-        self.network = worker.prepare(self.model)
+        self.network = worker.prepare(self.student or self.model)
         self.optimizer = self._optimizer()
         weights = self.task.class_weights(job.class_counts)
         self.class_weights = None if weights is None else torch.tensor(weights, device=worker.device)
+
+    def _matched(self) -> tuple[Student | None, Teacher | None]:
+        """Student and teacher where inner states are matched."""
+        distill = self.job.distill
+        if distill is None or not distill.matches:
+            return None, None
+        if self.job.teacher_uri is None:
+            raise ValueError(f"there is no teacher to match the {', '.join(distill.matches)} of")
+        import torch
+
+        from lspm_ray.training.match import Student, Teacher, width_of
+
+        teacher = load_model(open_artifact(self.job.teacher_uri).local())
+        torch.manual_seed(self.config.seed)
+        student = Student(self.model, width_of(teacher) if distill.hidden else None)
+        return student, Teacher(teacher.to(self.worker.device), distill, student.layers)  # type: ignore[arg-type]
 
     def _resume(self, saved: dict[str, Any]) -> _State:
         state = _State(**saved)
@@ -205,8 +227,13 @@ class _Run:
         update = (state.batch + 1) % config.gradient_accumulation == 0 or state.batch + 1 == self._epoch_batches()
         with self._no_sync() if not update else nullcontext():
             with self._autocast():
-                logits = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            loss = batch_loss(self.task, self.job.distill, logits, batch)
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+                outcome = self.network(**inputs)
+            loss = batch_loss(self.task, self.job.distill, outcome.logits, batch)
+            if self.teacher is not None:
+                with self._autocast():
+                    theirs = self.teacher.states(**inputs)
+                loss = loss + self.teacher.loss(outcome.states, theirs, inputs["attention_mask"])
             (loss / config.gradient_accumulation).backward()
         state.loss_sum += float(loss.detach())
         if update:
@@ -271,6 +298,9 @@ class _Run:
         if self.worker.rank != 0:
             return
         tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        if self.student is not None:
+            projections = self.student.projections.state_dict()
+            tensors |= {f"projections.{k}": v.detach().cpu().contiguous() for k, v in projections.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v.detach().cpu().contiguous() for k, v in values.items()}
         state = json.loads(json.dumps(vars(self.state)))
@@ -333,7 +363,7 @@ class _Run:
 
 
 def validation_metrics(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """accuracy, balanced_accuracy, macro_f1 and loss of logits [rows, labels]."""
+    """accuracy, balanced_accuracy, macro_f1, loss and selective_accuracy of logits [rows, labels]."""
     from scipy.special import log_softmax
     from sklearn.metrics import f1_score, recall_score
 
@@ -344,7 +374,22 @@ def validation_metrics(logits: NDArray[np.float32], labels: NDArray[np.int64]) -
         "balanced_accuracy": float(recall_score(labels, predicted, labels=present, average="macro", zero_division=0)),
         "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
         "loss": float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean()),
+        "selective_accuracy": selective_accuracy(logits, labels),
     }
+
+
+def selective_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Accuracy of the k rows of highest maximum probability, averaged over all k.
+
+    That is 1 minus the area under the risk-coverage curve (Geifman and El-Yaniv 2017). Rows of equal confidence count
+    as one: the order in which they come does not matter.
+    """
+    from scipy.special import log_softmax
+
+    confidence = log_softmax(logits.astype(np.float64), axis=1).max(axis=1)
+    _, place, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    right = np.bincount(place, logits.argmax(axis=1) == labels) / sizes
+    return float((np.cumsum(np.repeat(right, sizes)) / np.arange(1, len(labels) + 1)).mean())
 
 
 def fast_bf16(device: torch.device) -> bool:

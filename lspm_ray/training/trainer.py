@@ -228,7 +228,7 @@ def train_here(job: TrainJob, threads: int, report: Report, on_epoch: OnEpoch | 
         device=device,
         train_chunks=lambda rows: file_chunks(job.train_files, _columns(job), rows),
         validation_chunks=lambda rows: file_chunks(job.validation_files, TRAIN_COLUMNS, rows),
-        prepare=lambda model: model.to(device),  # type: ignore[arg-type]
+        prepare=lambda model: model.to(device),
         gather=lambda array: array,
         report=_Narrator(job, report, on_epoch),
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import softmax
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.compression.compress import CompressConfig, _Step, _train, compress
@@ -52,6 +53,7 @@ SPECS = {
     },
     "trim_vocabulary": {"method": "trim_vocabulary"},
     "distill_bag": {"method": "distill_bag", "buckets": 512, "embedding_size": 8, "train": FAST},
+    "gatekeeper": {"method": "gatekeeper", "train": FAST | {"learning_rate": 3e-3, "metric": "selective_accuracy"}},
 }
 
 
@@ -291,6 +293,19 @@ def test_bag_has_no_layers_to_keep():
 def test_logits_column_keeps_its_shape():
     logits = np.arange(6, dtype=np.float32).reshape(3, 2)
     assert pa.chunked_array([logits_array(logits)]).to_pylist() == logits.tolist()
+
+
+def test_a_gatekeeper_is_less_sure_of_wrong_answers(world, tmp_path):
+    train = {"method": "gatekeeper", "train": FAST | {"learning_rate": 3e-3}, "distill": {"weight": 0}}
+    sure = {}
+    for alpha in (0.05, 0.95):
+        directory = apply(world, train | {"alpha": alpha}, tmp_path / str(alpha), f"gatekeeper-{alpha}")
+        table = read_split(world[1], "test", ["input_ids", "label"])
+        examples = [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
+        p = softmax(load_predictor(directory, threads=1).predict(examples), axis=1)
+        wrong = p.argmax(1) != table["label"].to_numpy()
+        sure[alpha] = p.max(1)[wrong].mean()
+    assert sure[0.05] < sure[0.95] - 0.05
 
 
 def test_a_step_that_trains_twice_does_not_resume_from_its_first_training(world, tmp_path):
@@ -541,3 +556,19 @@ def test_what_is_left_is_told_by_every_later_step(world):
 def test_a_student_without_layers_forgets_what_was_left_of_others(world, tmp_path):
     spec = SPECS["distill_bag"] | {"train": FAST | {"epochs": 1}}
     assert read_variant(apply(world, spec, tmp_path / "out", "forgets")).structure == {}
+
+
+def test_a_recipe_can_match_the_full_models_inner_states(world):
+    store, data, full, _ = world
+    plain = {"method": "distill_layers", "layers": 1, "train": FAST | {"epochs": 1}}
+    matched = plain | {"distill": {"hidden": 1, "attention": 1, "relations": 1}}
+    sparse = {"method": "sparsify", "sparsity": 0.5, "train": FAST | {"epochs": 1}, "distill": {"hidden": 1}}
+    config = CompressConfig.parse(
+        {"variants": {"plain": {"recipe": [plain]}, "matched": {"recipe": [matched]}, "sparse": {"recipe": [sparse]}}}
+    )
+    made = compress(config, Task.make("text_classification"), full, data, store, lambda _: None, here=1)
+    assert made["matched"].manifest.parents["full"] == full.digest
+    assert "full" not in made["plain"].manifest.parents
+    assert not torch_equal(load_model(made["matched"].local()), load_model(made["plain"].local()))
+    weight = next(iter(layer_linears(load_model(made["sparse"].local())).values())).weight
+    assert float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)

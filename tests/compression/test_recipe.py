@@ -41,6 +41,8 @@ def test_defaults_are_filled_in():
         (["no_such"], r"unknown method.*valid: distill_bag, distill_layers"),
         ([{"method": "prune", "head": 0.5}], "did you mean `heads`"),
         ([{"method": "prune", "heads": 1.5}], "less than 1"),
+        ([{"method": "gatekeeper", "alpha": 1}], "less than 1"),
+        ([{"method": "gatekeeper", "distill": {"gatekeeper": {}}}], "set alpha and wrong_when of the method itself"),
         ([{"method": "sparsify", "sparsity": 1.0}], r"sparsity: .*less than 1"),
         ([{"method": "sparsify", "sparsity": 0.6, "pattern": "2:4"}], r"pattern: 2:4 is a sparsity of 0\.5"),
         ([{"method": "sparsify", "train": {"frozen_layers": 1}}], r"train: frozen_layers must be 0.*\(got 1\)"),
@@ -88,6 +90,7 @@ def test_bad_names_are_refused(name):
 
 TO_ONNX = ["onnx", "quantize_int8", "quantize_static", "quantize_int4"]
 BERT = Shape("bert", layers=6, max_tokens=512)
+LAYERS_MATCHED = {"method": "distill_layers", "layers": 2, "distill": {"hidden": 1, "attention": 1, "relations": 1}}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,10 @@ BERT = Shape("bert", layers=6, max_tokens=512)
         ["distill_transformer", "trim_vocabulary"],
         ["distill_lstm", "trim_vocabulary"],
         ["prune", "distill_bag"],
+        ["distill_bag", "gatekeeper"],
+        [LAYERS_MATCHED],
+        ["prune", {"method": "gatekeeper", "distill": {"relations": 1}}],
+        [{"method": "distill_layers", "layers": 2}, "gatekeeper", "quantize_int8"],
         ["prune", "sparsify", "quantize_int8"],
         ["prune", "quantization_aware", "quantize_int8"],
         [{"method": "distill_layers", "layers": 2}, {"method": "quantization_aware", "train": {"frozen_layers": 2}}],
@@ -135,6 +142,17 @@ def test_recipes_that_fit(recipe):
             r"a\.recipe\.0: .*distill_layers\.train\.frozen_layers: the model has 2 layers \(got 3\); valid: 0 to 2",
         ),
         (BERT, [{"method": "distill_bag", "train": {"frozen_layers": 1}}], r"distill_bag\.train\.frozen_layers"),
+        (
+            BERT,
+            [{"method": "gatekeeper", "train": {"frozen_layers": 7}}],
+            r"gatekeeper\.train\.frozen_layers.*6 layers",
+        ),
+        *(
+            (BERT, [{"method": name, "distill": {"hidden": 1}}], rf"{name}\.distill\.hidden: .*lspm_")
+            for name in ("distill_bag", "distill_lstm")
+        ),
+        (BERT, ["prune", {"method": "gatekeeper", "distill": {"attention": 1}}], r"recipe\.1: .*gatekeeper.*attention"),
+        (Shape("distilbert", 6, 512), [LAYERS_MATCHED], r"distill\.hidden: .*distilbert.*It can in: bert"),
         (BERT, [{"method": "prune", "train": {"frozen_layers": 1}}], r"prune\.train\.frozen_layers.*lspm_pruned"),
         (BERT, ["distill_bag", "sparsify"], r"a\.recipe\.1: `sparsify`.*lspm_bag_of_ngrams.*valid: bert"),
         (BERT, ["distill_bag", "quantization_aware"], r"a\.recipe\.1: `quantization_aware`.*no transformer layers"),

@@ -308,6 +308,17 @@ def test_loss_on_validation_can_decide(job):
     assert min(h["loss"] for h in history) < history[0]["loss"]
 
 
+def test_selective_accuracy_is_the_mean_over_all_coverages():
+    logits, labels = np.array([[4.0, 0], [0, 3.0], [2.0, 0], [0, 1.0]], np.float32), np.array([0, 1, 1, 1])
+    assert loop.selective_accuracy(logits, labels) == pytest.approx((1 + 1 + 2 / 3 + 3 / 4) / 4)
+    assert loop.selective_accuracy(logits[::-1], labels[::-1]) == loop.selective_accuracy(logits, labels)
+
+
+def test_selective_accuracy_of_equal_confidence_is_accuracy():
+    logits, labels = np.array([[2.0, 0]] * 4, np.float32), np.array([1, 0, 0, 0])
+    assert loop.selective_accuracy(logits, labels) == pytest.approx(0.75)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 32, 200])
 def test_file_chunks_are_even_and_in_order(tmp_path, rows):
     files = shards(tmp_path, "x", 50, 3, seed=3)

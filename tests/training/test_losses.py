@@ -3,8 +3,8 @@ import torch
 
 from lspm_ray.tasks import Task
 from lspm_ray.training.batches import TEACHER_COLUMN
-from lspm_ray.training.config import DistillConfig
-from lspm_ray.training.losses import batch_loss
+from lspm_ray.training.config import DistillConfig, GatekeeperConfig
+from lspm_ray.training.losses import batch_loss, wrong_rows
 
 TASK = Task.make("text_classification")
 LOGITS = torch.tensor([[2.0, -1.0, 0.0], [0.5, 0.1, 0.2]])
@@ -35,3 +35,61 @@ def test_mixture_and_temperature():
     hard = torch.nn.CrossEntropyLoss()(LOGITS, LABELS)
     found = batch_loss(TASK, DistillConfig(temperature=t, weight=0.25), LOGITS, batch)
     assert found == pytest.approx(0.25 * soft + 0.75 * hard)
+
+
+def uniform_pull(logits):
+    p = logits.softmax(-1)
+    return (p * (p * logits.shape[-1]).log()).sum(-1)
+
+
+def gatekeeper(wrong_when="label", **distill):
+    return DistillConfig(gatekeeper={"alpha": 0.3, "wrong_when": wrong_when}, **distill)
+
+
+def test_gatekeeper_learns_right_rows_and_flattens_wrong_ones():
+    # Row 0 is answered rightly, row 1 wrongly: equations 2 to 4 of the paper, with cross-entropy.
+    teacher = torch.zeros_like(LOGITS)
+    expected = 0.3 * torch.nn.functional.cross_entropy(LOGITS[:1], LABELS[:1]) / 2 + 0.7 * uniform_pull(LOGITS[1]) / 2
+    found = batch_loss(TASK, gatekeeper(weight=0), LOGITS, {"labels": LABELS, TEACHER_COLUMN: teacher})
+    assert found == pytest.approx(float(expected))
+
+
+def test_gatekeeper_takes_the_teacher_on_right_rows():
+    batch = {"labels": LABELS, TEACHER_COLUMN: LOGITS + 3.0}
+    found = batch_loss(TASK, gatekeeper(weight=1), LOGITS, batch)
+    assert found == pytest.approx(float(0.7 * uniform_pull(LOGITS[1]) / 2), abs=1e-6)
+
+
+def test_gatekeeper_keeps_class_weights():
+    weights = torch.tensor([7.0, 1.0, 1.0])
+    batch = {"labels": LABELS, TEACHER_COLUMN: LOGITS, "class_weights": weights}
+    plain = {name: tensor for name, tensor in batch.items() if name != "class_weights"}
+    # A single right row is its own weighted mean.
+    expected = batch_loss(TASK, gatekeeper(weight=0), LOGITS, plain)
+    assert batch_loss(TASK, gatekeeper(weight=0), LOGITS, batch) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_batch_may_be_all_right_or_all_wrong(label):
+    logits = LOGITS.clone().requires_grad_()
+    batch = {"labels": torch.full((2,), label), TEACHER_COLUMN: LOGITS}
+    loss = batch_loss(TASK, gatekeeper(), logits, batch)
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong_when", "expected"),
+    [
+        ("label", [False, True, True, False]),
+        ("disagreement", [False, True, False, True]),
+        ("regret", [False, True, False, False]),
+    ],
+)
+def test_what_counts_as_wrong(wrong_when, expected):
+    # All right; only the student wrong; both wrong alike; only the teacher wrong.
+    student, teacher, labels = (torch.tensor(rows) for rows in ([0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]))
+    one_hot = torch.nn.functional.one_hot
+    batch = {"labels": labels, TEACHER_COLUMN: one_hot(teacher, 2).float()}
+    keeper = GatekeeperConfig(wrong_when=wrong_when)
+    assert wrong_rows(keeper, one_hot(student, 2).float(), batch).tolist() == expected
