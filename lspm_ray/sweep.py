@@ -30,7 +30,7 @@ from lspm_ray.tuning.config import PREPARED, TuneConfig
 from lspm_ray.tuning.finalists import Answers, interval, level, resample, score
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.importance import importance
-from lspm_ray.tuning.metrics import needs
+from lspm_ray.tuning.metrics import QUALITY, needs
 from lspm_ray.tuning.records import Records, Trial, as_rows
 from lspm_ray.tuning.scheduler import Scheduler
 from lspm_ray.tuning.searcher import Searcher, settled
@@ -159,6 +159,13 @@ def check_settings(settings: Settings) -> str:
             scheduler would do nothing, or the budget is too small for the grid.
     """
     config = _config(settings)
+    if settings.finetune.metric not in QUALITY:
+        raise ConfigError(
+            "a sweep cannot judge trials by it",
+            field="finetune.metric",
+            value=settings.finetune.metric,
+            valid=list(QUALITY),
+        )
     space, goals = Space(config.space), config.goals(settings.finetune.metric)
     needs(goals.names, sorted(settings.compress.variants))
     for path in space.domains:

@@ -109,6 +109,12 @@ def test_mistakes_are_known_before_anything_is_made(raw, tune, message):
         check_settings(settings)
 
 
+def test_trials_are_judged_by_a_metric_that_they_report(raw):
+    settings = parse(raw | {"finetune": {"epochs": 3, "metric": "selective_accuracy"}})
+    with pytest.raises(ConfigError, match=r"finetune\.metric: .*cannot judge.*valid: accuracy"):
+        check_settings(settings)
+
+
 def test_a_grid_of_as_many_points_as_trials_is_fine(raw):
     check_settings(parse(raw, searcher="grid", space={"finetune.batch_size": {"randint": [1, 20]}}))
     grids = {"finetune.batch_size": {"grid": [1, 2, 3, 4]}, "data.seed": {"grid": [1, 2, 3, 4, 5]}}
