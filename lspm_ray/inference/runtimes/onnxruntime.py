@@ -1,8 +1,8 @@
 """Run a model's `model.onnx` with ONNX Runtime on the CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,18 +23,69 @@ class OnnxRuntime(Runtime):
         """Load `model.onnx`; it has no use for a GPU.
 
         Raises:
-            ModelError: the directory has no `model.onnx`.
+            ModelError: the directory has no `model.onnx`, or its weights lie outside the directory.
         """
-        import onnxruntime as ort
-
         file = directory / ONNX_FILE
         if not file.is_file():
             raise ModelError(f"no {ONNX_FILE}: this variant was not exported", field="runtime", value=str(directory))
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # the threads work on different rows
-        options.inter_op_num_threads = 1
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        return OnnxPredictor(session, read_labels(directory), threads)
+        check_external_data(file)
+        return OnnxPredictor(open_session(file), read_labels(directory), threads)
+
+
+def check_external_data(file: Path) -> None:
+    """Refuse a graph with weights in files outside its own directory: no digest vouches for those.
+
+    Raises:
+        ModelError: names the weight and the file.
+    """
+    import onnx
+
+    model = onnx.load(str(file), load_external_data=False)
+    directory = file.parent.resolve()
+    functions = [node for function in model.functions for node in function.node]
+    for tensor in (*_tensors(model.graph), *_node_tensors(functions)):
+        for entry in tensor.external_data:
+            if entry.key == "location" and not _is_inside(entry.value, directory):
+                raise ModelError(
+                    "weights must be in files of the model's directory",
+                    field=f"{ONNX_FILE}: {tensor.name}",
+                    value=entry.value,
+                )
+
+
+def _is_inside(location: str, directory: Path) -> bool:
+    path = PurePath(location)
+    if path.is_absolute() or ".." in path.parts:
+        return False
+    found = (directory / path).resolve()
+    return found.is_file() and found.is_relative_to(directory)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[Any]) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _tensors(graph)
+
+
+def open_session(file: Path) -> Any:
+    """A session for `OnnxPredictor`."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # the threads work on different rows
+    options.inter_op_num_threads = 1
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 class OnnxPredictor(Predictor):
