@@ -91,9 +91,11 @@ def compress(
         Variant name -> model directory.
 
     Raises:
-        UserError: a method does not fit the model.
+        UserError: a method does not fit the model or the corpus.
     """
     methods = [m for variant in config.variants.values() for m in variant.methods()]
+    for method in methods:
+        method.check_data(data)
     teacher = _teach(full, data, store, report, here) if any(m.needs_teacher for m in methods) else None
     made: dict[int, Artifact] = {}
     for wave in waves(config.variants):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lspm_ray.compression.graph import load, save
 from lspm_ray.errors import ModelError
 from lspm_ray.inference.runtimes.onnxruntime import ONNX_FILE
 from lspm_ray.models.directory import Variant, load_model, load_tokenizer, write_variant
+from lspm_ray.models.shape import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,6 +24,20 @@ _OPSET = 17
 _TOLERANCE = 1e-3
 _FUSED_FAMILIES = {"bert": "bert", "roberta": "bert", "xlm-roberta": "bert", "camembert": "bert", "distilbert": "bert"}
 """transformers model type -> graph optimiser of ONNX Runtime."""
+
+
+def check_export(shape: Shape) -> Shape:
+    """Refuse a model that has no ONNX form.
+
+    Returns:
+        The shape as it was given.
+
+    Raises:
+        ModelError: a bag of n-grams, whose embeddings are summed by an operator that ONNX lacks.
+    """
+    if shape.model_type == "lspm_bag_of_ngrams":
+        raise ModelError("a bag of n-grams cannot be exported to ONNX", field="model_type", value=shape.model_type)
+    return shape
 
 
 def export(source: Path, target: Path, precision: str) -> Path:
@@ -40,39 +57,17 @@ def export(source: Path, target: Path, precision: str) -> Path:
     # Only eager attention and the TorchScript exporter give a graph that ONNX Runtime can fuse (torch 2.13).
     model = load_model(source, attn_implementation="eager").eval()
     file = target / ONNX_FILE
-    _export(model, file)
-    optimizer = _FUSED_FAMILIES.get(model.config.model_type)
-    if optimizer is not None:
-        _fuse(file, optimizer, model)
+    with tempfile.TemporaryDirectory() as temporary:
+        # Of a model over 2 GB the exporter writes a file per weight.
+        raw = Path(temporary) / ONNX_FILE
+        _export(model, raw)
+        family = _FUSED_FAMILIES.get(model.config.model_type)
+        save(load(raw) if family is None else _fused(raw, family, model), file)
     _check(model, file)
     model.config.save_pretrained(target)
     load_tokenizer(source).save_pretrained(target)
     write_variant(target, Variant(runtime="onnxruntime", precision=precision))
     return file
-
-
-def quantize_dynamic(file: Path) -> None:
-    """Make the weights of all matrix products int8, per channel; activations are quantised at run time.
-
-    Seven bits are used (`reduce_range`): without VNNI instructions eight can overflow, and the variant may be served
-    on another machine than it was made on.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    full = file.with_suffix(".fp32.onnx")
-    file.rename(full)
-    with _quietly():
-        quantize_dynamic(
-            str(full),
-            str(file),
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-            # The fused graph has no shape information for some inputs.
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-    full.unlink()
 
 
 def _export(model: PreTrainedModel, file: Path) -> None:
@@ -107,9 +102,13 @@ def _ended(ids: NDArray[np.int64], lengths: list[int], model: PreTrainedModel) -
     return ids
 
 
-def _fuse(file: Path, family: str, model: PreTrainedModel) -> None:
+def _fused(file: Path, family: str, model: PreTrainedModel) -> Any:
     from onnxruntime.transformers import optimizer
+    from onnxruntime.transformers.fusion_options import FusionOptions
 
+    options = FusionOptions(family)
+    # No faster (MiniLM, one thread), and an operator of its own would hold the table of embeddings in float.
+    options.enable_embed_layer_norm = False
     with _quietly():
         fused = optimizer.optimize_model(
             str(file),
@@ -117,8 +116,10 @@ def _fuse(file: Path, family: str, model: PreTrainedModel) -> None:
             num_heads=model.config.num_attention_heads,
             hidden_size=model.config.hidden_size,
             opt_level=0,
+            optimization_options=options,
         )
-        fused.save_model_to_file(str(file))
+        fused.topological_sort()
+    return fused.model
 
 
 def _check(model: PreTrainedModel, file: Path) -> None:

@@ -62,6 +62,17 @@ class Method(Plugin):
         """
         return shape
 
+    def check_data(self, data: Artifact) -> None:
+        """Refuse a corpus that the method cannot work with, before anything is trained.
+
+        Args:
+            data: the prepared corpus.
+
+        Raises:
+            UserError: there is not enough of it.
+        """
+        return
+
     @abstractmethod
     def apply(self, source: Path, target: Path, context: Context) -> None:
         """Write a model directory to `target` (empty), with `variant.json` if it is not run by plain torch.

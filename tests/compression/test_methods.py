@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from lspm_ray.artifact import ArtifactStore
-from lspm_ray.compression.compress import _Step, _train
+from lspm_ray.compression.compress import CompressConfig, _Step, _train, compress
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.compression.methods.distill_layers import keep_layers
 from lspm_ray.compression.methods.prune import importance
+from lspm_ray.compression.sensitivity import read_sensitivity
 from lspm_ray.corpus.shards import read_split
-from lspm_ray.errors import ModelError
+from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.evaluation.outputs import logits_array
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.models.directory import load_model, load_tokenizer, read_labels, save_model
@@ -26,7 +27,9 @@ from tests.toys import LABELS, toy_model, toy_tokenizer
 FAST = {"epochs": 6, "batch_size": 16, "learning_rate": 0.05, "precision": "fp32", "patience": 9}
 SPECS = {
     "onnx": {"method": "onnx"},
-    "quantize_int8": {"method": "quantize_int8"},
+    "quantize_int4": {"method": "quantize_int4"},
+    "quantize_int8": {"method": "quantize_int8", "max_divergence": 0.1, "sensitivity_rows": 16},
+    "quantize_static": {"method": "quantize_static", "calibration_rows": 32},
     "prune": {"method": "prune", "heads": 0.5, "importance_rows": 32, "train": FAST | {"learning_rate": 3e-3}},
     "distill_layers": {"method": "distill_layers", "layers": 1, "train": FAST | {"learning_rate": 3e-3}},
     "distill_bag": {"method": "distill_bag", "buckets": 512, "embedding_size": 8, "train": FAST},
@@ -102,6 +105,49 @@ def test_result_is_a_complete_model_directory(world, tmp_path, name):
     assert np.isfinite(logits).all()
     if Method.make(SPECS[name]).needs_teacher:
         assert (logits.argmax(1) == table["label"].to_numpy()).mean() > 0.8  # 11 of 12 labels are right
+
+
+def test_both_int8_methods_show_which_parts_stayed_float(world, tmp_path):
+    spec = {"method": "quantize_static", "calibration_rows": 32, "sensitivity_rows": 16, "max_divergence": 0.1}
+    assert read_sensitivity(apply(world, spec, tmp_path / "static", "shown-static")).rows == 16
+    assert read_sensitivity(apply(world, SPECS["quantize_int8"], tmp_path / "int8", "shown-int8")).max_divergence == 0.1
+    assert read_sensitivity(apply(world, SPECS["quantize_static"], tmp_path / "plain", "not-shown")) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "quantize_static", "calibration_rows": 801}, r"quantize_static\.calibration_rows.*has 800 rows"),
+        (
+            {"method": "quantize_static", "calibration_rows": 700, "max_divergence": 1.0},
+            r"calibration_rows \+ sensitivity_rows.*got 828",
+        ),
+        ({"method": "quantize_int8", "sensitivity_rows": 801, "max_divergence": 1.0}, r"sensitivity_rows.*has 800"),
+    ],
+)
+def test_too_few_training_rows_are_told_before_anything_is_made(world, tmp_path, fields, message):
+    store, data, full, _ = world
+    config = CompressConfig.parse(
+        {"variants": {"a": {"recipe": [{"method": "distill_bag"}]}, "b": {"recipe": [fields]}}}
+    )
+    with pytest.raises(ConfigError, match=message):
+        compress(config, Task.make("text_classification"), full, data, store, lambda _: None, here=1)
+    assert not store.names("variant")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "quantize_static", "calibration_rows": 8}, "greater than or equal to 32"),
+        ({"method": "quantize_static", "calibration": "max"}, "'minmax', 'entropy' or 'percentile'"),
+        ({"method": "quantize_static", "percentile": 101}, "less than or equal to 100"),
+        ({"method": "quantize_int4", "block_size": 48}, "16, 32, 64, 128 or 256"),
+        ({"method": "quantize_int8", "max_divergence": 0}, "greater than 0"),
+    ],
+)
+def test_fields_of_quantisation_are_checked(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Method.make(fields)
 
 
 def test_same_inputs_give_the_same_weights(world, tmp_path):

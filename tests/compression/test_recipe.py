@@ -55,6 +55,7 @@ def test_bad_names_are_refused(name):
         CompressConfig.parse({"variants": {name: {"recipe": ["onnx"]}}})
 
 
+TO_ONNX = ["onnx", "quantize_int8", "quantize_static", "quantize_int4"]
 BERT = Shape("bert", layers=6, max_tokens=512)
 
 
@@ -97,6 +98,9 @@ def test_recipes_that_fit(recipe):
         ),
         (BERT, [{"method": "distill_bag", "train": {"frozen_layers": 1}}], r"distill_bag\.train\.frozen_layers"),
         (BERT, [{"method": "prune", "train": {"frozen_layers": 1}}], r"prune\.train\.frozen_layers.*lspm_pruned"),
+        *((BERT, ["distill_bag", method], f"{method}`.*bag of n-grams cannot be exported") for method in TO_ONNX),
+        (Shape("lspm_lstm", 0, None), ["quantize_static"], r"an LSTM cannot have fixed scales.*Take quantize_int8"),
+        (Shape("lspm_lstm", 0, None), ["quantize_int4"], r"LSTM cannot have four bits.*Take quantize_int8"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
         (
             Shape("distilbert", 6, 512),

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lspm_ray.compression.export import export, quantize_dynamic
+from lspm_ray.compression.export import export
+from lspm_ray.compression.graph import rewrite
+from lspm_ray.compression.int8 import Int8
 from lspm_ray.errors import ConfigError, ModelError
 from lspm_ray.inference.batching import micro_batches, pad
 from lspm_ray.inference.predictor import load_predictor
@@ -48,7 +50,7 @@ def directories(tmp_path_factory):
         (root / name).mkdir()
         file = export(torch_dir, root / name, "fp32" if name == "onnx" else "int8")
         if name == "int8":
-            quantize_dynamic(file)
+            rewrite(file, lambda graph: Int8(graph, reduce_range=True))
     toy_model_dir(root / "bag", kind="bag")
     return root
 
@@ -107,7 +109,7 @@ def test_every_family_can_be_exported(families, family, tmp_path):
 def test_an_lstm_is_quantised_too(tmp_path):
     source, target = toy_model_dir(tmp_path / "torch", kind="lstm"), tmp_path / "int8"
     target.mkdir()
-    quantize_dynamic(export(source, target, "int8"))
+    rewrite(export(source, target, "int8"), lambda graph: Int8(graph, reduce_range=True))
     batch = examples(200)
     reference, found = (load_predictor(directory, threads=1).predict(batch) for directory in (source, target))
     assert (found.argmax(1) == reference.argmax(1)).mean() > 0.9
