@@ -60,7 +60,7 @@ class Int4:
 
     def _packed(self, name: str, weight: NDArray[np.float32], is_table: bool = False) -> list[str]:
         """Names of the packed rows of a matrix, their scales and their zero points."""
-        names = [f"{name}_int4{suffix}" for suffix in ("", "_scale", "_zero")]
+        names = [f"{name}_int4_{self._block}{suffix}" for suffix in ("", "_scale", "_zero")]
         if not self._graph.has(names[0]):
             data, scale, zero = blocks(weight, self._block)
             # The padding of the last block would count as a part of the embedding.

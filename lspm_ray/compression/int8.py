@@ -1,9 +1,10 @@
 """Int8 operators of ONNX Runtime for the matrix products, embeddings and LSTMs of a float graph.
 
 The operators take int8 and give float32 (`MatMulIntegerToFloat`, `QAttention`), so LayerNorm, softmax and GELU stay
-float and nothing is rounded between products. Measured on MiniLM-L6 (ONNX Runtime 1.32, AVX-512 with VNNI, one thread,
-64 tokens): these 4.9 ms; operators that round their output too (`QLinearMatMul`) 5.4 ms at four times the error; pairs
-of QuantizeLinear and DequantizeLinear 13 ms, as ONNX Runtime keeps the products in float then; float32 12.4 ms.
+float and nothing is rounded between products. With fixed scales, MiniLM-L6 (ONNX Runtime 1.32, AVX-512 with VNNI, one
+thread, 64 tokens) takes 4.9 ms with these. Operators that round their output too (`QLinearMatMul`) take 5.4 ms at seven
+times the mean error; pairs of QuantizeLinear and DequantizeLinear 13 ms, more than the 12.4 of float32: ONNX Runtime
+turns them into products that unpack their weights first.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Int8:
 
     def __init__(self, graph: Graph, reduce_range: bool, ranges: Ranges | None = None) -> None:
         self._graph = graph
-        self._limit = 64 if reduce_range else 127
+        self._bits, self._limit = (7, 64) if reduce_range else (8, 127)
         self._ranges = ranges
         self._quantized: dict[str, list[str]] = {}
 
@@ -145,17 +146,21 @@ class Int8:
         found = self._quantized.get(name)
         if found is not None:
             return [], found
-        found = self._quantized[name] = [f"{name}_{suffix}" for suffix in ("uint8", "scale", "zero")]
+        kind = "dynamic" if self._ranges is None else "static"
+        found = self._quantized[name] = [f"{name}_{kind}_{suffix}" for suffix in ("uint8", "scale", "zero")]
         if self._ranges is None:
             return [make_node("DynamicQuantizeLinear", [name], found, f"{name}_quantize")], found
         self._add(found[1:], *scale_and_zero(*self._ranges[name]))
         return [make_node("QuantizeLinear", [name, *found[1:]], found[:1], f"{name}_quantize")], found
 
-    def _weight(self, product: Product) -> tuple[str, str]:
-        names = f"{product.name}_int8", f"{product.name}_int8_scale"
+    def _weight(self, product: Product) -> list[str]:
+        names = self._names(product.name)
         if not self._graph.has(names[0]):
             self._add(names, *_symmetric(product.weight, 0, self._limit))
         return names
+
+    def _names(self, name: str) -> list[str]:
+        return [f"{name}_int{self._bits}{suffix}" for suffix in ("", "_scale")]
 
     def _add(self, names: Iterable[str], *values: NDArray[Any]) -> None:
         for name, value in zip(names, values, strict=True):
@@ -168,7 +173,7 @@ class Int8:
         table = table_of(node, self._graph)
         if table is None:
             return None
-        names = f"{node.input[0]}_int8", f"{node.input[0]}_int8_scale"
+        names = f"{node.input[0]}_rows", f"{node.input[0]}_rows_scale"
         if not self._graph.has(names[0]):
             data, scale = _symmetric(table, 1, 127)
             self._add(names, data, scale[:, None])
@@ -183,14 +188,16 @@ class Int8:
     def _lstm(self, node: Any) -> list[Any] | None:
         from onnx.helper import make_node
 
+        if attributes(node).get("layout"):
+            return None
         extra: list[str] = []
         weights: list[str] = []
         for name in node.input[1:3]:
             weight = self._graph.constant(name)
             if weight is None:
                 return None
-            data, scale = _symmetric(weight, 2, 127)
-            names = [f"{name}_int8", f"{name}_int8_scale", f"{name}_int8_zero"]
+            data, scale = _symmetric(weight, 2, self._limit)
+            names = [*self._names(name), f"{name}_zero"]
             self._add(names, data.transpose(0, 2, 1), scale, np.zeros_like(scale, dtype=np.int8))
             weights.append(names[0])
             extra += names[1:]

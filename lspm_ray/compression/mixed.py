@@ -26,9 +26,9 @@ class MixedInt8(Method):
     of a layer, the embeddings, or what comes after the layers; `sensitivity.json` shows them all.
 
     Attributes:
-        reduce_range: seven bits instead of eight for weights. Right for machines without VNNI instructions, on which
-            sums of eight bits overflow; with them eight are a little more exact. The variant may be served on another
-            machine than it was made on.
+        reduce_range: seven bits instead of eight for weights. Needed on machines without VNNI instructions, where sums
+            of eight bits can overflow; on others it makes no clear difference (MiniLM-L6), and the variant may be
+            served on another machine than it was made on.
         max_divergence: how far the answers may be from those of the float model, in nats (mean KL divergence on
             training rows); the most sensitive parts stay float until that holds. None quantises everything and
             measures nothing.

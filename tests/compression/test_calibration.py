@@ -64,11 +64,13 @@ def test_minmax_is_the_whole_range(graph, threads):
 
 def test_percentile_leaves_out_as_many_values_as_it_says(graph):
     found = collect_ranges(graph, rows(), "percentile", 98.0, 2)
+    kept = {}
     for name, value in values(graph).items():
         low, high = found[name]
-        inside = ((value >= low) & (value <= high)).mean()
-        assert 0.979 <= inside < 0.995  # a bin is cut as a whole or not at all
-        assert value.min() - 1e-6 <= low < high <= value.max()  # many values of GELU and tanh are at an end
+        kept[name] = ((value >= low) & (value <= high)).mean()
+        assert value.min() - 1e-6 <= low < high <= value.max() + 1e-6
+    # More stay where many values lie close to an end, as those of GELU and tanh do.
+    assert 0.979 <= min(kept.values()) < 0.981 and max(kept.values()) < 0.996
 
 
 def test_entropy_is_inside_the_range(graph):
@@ -89,7 +91,7 @@ def test_entropy_cuts_a_lone_outlier_and_not_a_uniform_range():
     sample = np.append(random.normal(0, 1, 100_000), 40.0)
     ends = (float(sample.min()), 40.0)
     low, high = by_entropy(np.histogram(sample, 2048, ends)[0], ends)
-    assert low == -high and 2.5 < high < 20
+    assert -4.5 < low < -2.5 and 2.5 < high < 20
     ends = (-1.0, 1.0)
     low, high = by_entropy(np.histogram(random.uniform(-1, 1, 100_000), 2048, ends)[0], ends)
     assert low < -0.9 and high > 0.9

@@ -18,9 +18,13 @@ class QuantizeStatic(MixedInt8):
     """Weights int8 per channel, activations int8 with scales that training rows fix ahead of time.
 
     One scale serves all rows, so a row's answer does not depend on what shares its run, as it does with
-    `quantize_int8` (docs/decisions/one-row-per-run.md), and no range is computed at run time. The gain in speed is
-    small: MiniLM-L6 at 64 tokens runs as fast as `quantize_int8` within the noise. The price: activations beyond
-    those of the calibration rows are clipped.
+    `quantize_int8` (docs/decisions/one-row-per-run.md): rows could share a run. No range is computed at run time, which
+    gains little: MiniLM-L6 at 64 tokens takes 4.9 ms, 5.0 with `quantize_int8` and 12.2 in float32 (one thread). The
+    price: activations beyond those of the calibration rows are clipped.
+
+    `minmax` is the default for a reason: transformers need their few very large activations. On 400 reviews logits were
+    off by 0.034 in the mean with it (0.032 with `quantize_int8`), by 0.10 with 99.99 per cent of the values, by 0.20
+    with `entropy`. Softmax, LayerNorm, GELU and the sums of embeddings stay float: see `lspm_ray.compression.int8`.
 
     Attributes:
         calibration_rows: training rows that the scales are taken from; sensitivity is measured on the rows after them.
@@ -29,7 +33,7 @@ class QuantizeStatic(MixedInt8):
     """
 
     calibration_rows: int = Field(256, ge=32)
-    calibration: Calibration = "percentile"
+    calibration: Calibration = "minmax"
     percentile: float = Field(99.99, gt=90, le=100)
 
     def check(self, shape: Shape) -> Shape:
