@@ -103,7 +103,13 @@ def measure_sensitivity(
         report(f"{part} quantised alone: divergence {alone[part][0]:.2g}")
     order = sorted(alone, key=lambda part: -alone[part][0])
     found = {0: changed(order)[0]}
-    count = _least(len(order), lambda kept: found.setdefault(kept, changed(order[kept:])[0]) <= max_divergence)
+
+    def fits(kept: int) -> bool:
+        if kept not in found:
+            found[kept] = changed(order[kept:])[0]
+        return found[kept] <= max_divergence
+
+    count = _least(len(order), fits)
     if count == len(order):
         least = alone[order[-1]][0]
         raise ConfigError(

@@ -67,6 +67,20 @@ def test_everything_is_quantised_where_that_does(graph):
     assert table.divergence == table.all_quantized
 
 
+@pytest.mark.parametrize(("share", "bisected"), [(1.0, 0), (0.5, 3)])
+def test_no_combination_is_measured_twice(graph, monkeypatch, share, bisected):
+    limit = measured(graph, 100.0).all_quantized * share
+    runs = []
+
+    def counted(*given):
+        runs.append(given)
+        return logits_of(*given)
+
+    monkeypatch.setattr("lspm_ray.compression.sensitivity.logits_of", counted)
+    table = measured(graph, limit)
+    assert len(runs) <= 1 + len(table.parts) + 1 + bisected  # float, every part alone, all parts
+
+
 def test_a_limit_that_no_part_keeps(graph):
     with pytest.raises(ConfigError, match=r"x\.max_divergence: no part can be quantised so well; .* comes closest"):
         measured(graph, 1e-12)

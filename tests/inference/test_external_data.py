@@ -66,3 +66,9 @@ def test_weights_of_nodes_count_too(directory, tmp_path):
     onnx.save(model, directory / "model.onnx")
     with pytest.raises(ModelError, match=r"hidden: weights must be.*\.\./secret"):
         load_predictor(directory, threads=1)
+
+
+def test_a_file_that_is_no_graph(directory):
+    (directory / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ModelError, match="this is not an ONNX graph"):
+        load_predictor(directory, threads=1)

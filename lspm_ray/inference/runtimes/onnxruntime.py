@@ -36,11 +36,15 @@ def check_external_data(file: Path) -> None:
     """Refuse a graph with weights in files outside its own directory: no digest vouches for those.
 
     Raises:
-        ModelError: names the weight and the file.
+        ModelError: names the weight and the file; or `file` is no ONNX graph.
     """
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    model = onnx.load(str(file), load_external_data=False)
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except DecodeError:
+        raise ModelError("this is not an ONNX graph", field=ONNX_FILE, value=str(file)) from None
     directory = file.parent.resolve()
     functions = [node for function in model.functions for node in function.node]
     for tensor in (*_tensors(model.graph), *_node_tensors(functions)):
