@@ -50,6 +50,9 @@ SPECS = {
     },
     "trim_vocabulary": {"method": "trim_vocabulary"},
     "distill_bag": {"method": "distill_bag", "buckets": 512, "embedding_size": 8, "train": FAST},
+    "cast": {"method": "cast"},
+    "compile": {"method": "compile"},
+    "torchao": {"method": "torchao", "compile": False},
 }
 
 

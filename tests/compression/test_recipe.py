@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from lspm_ray.compression.compress import CompressConfig
@@ -38,13 +40,16 @@ def test_defaults_are_filled_in():
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (["no_such"], r"unknown method.*valid: distill_bag, distill_layers"),
+        (["no_such"], r"unknown method.*valid: cast, compile, distill_bag, distill_layers"),
         ([{"method": "prune", "head": 0.5}], "did you mean `heads`"),
         ([{"method": "prune", "heads": 1.5}], "less than 1"),
         ([{"method": "sparsify", "sparsity": 1.0}], r"sparsity: .*less than 1"),
         ([{"method": "sparsify", "sparsity": 0.6, "pattern": "2:4"}], r"pattern: 2:4 is a sparsity of 0\.5"),
         ([{"method": "sparsify", "train": {"frozen_layers": 1}}], r"train: frozen_layers must be 0.*\(got 1\)"),
         (["quantize_int8", "prune"], "`quantize_int8` must be the last step"),
+        (["torchao", "prune"], "`torchao` must be the last step"),
+        (["compile", "cast"], "`compile` must be the last step"),
+        ([{"method": "torchao", "scheme": "int4_weight_only", "group_size": 40}], r"multiple of 16 \(got 40\)"),
         ([], "at least 1 item"),
         ("prune", r"no such preset; a recipe is one of those or a list of methods.*valid: fast, gpu, small, tiny"),
         (7, "a recipe is the name of a preset or a list of methods"),
@@ -103,6 +108,8 @@ BERT = Shape("bert", layers=6, max_tokens=512)
         ["prune", "distill_bag"],
         ["prune", "sparsify", "quantize_int8"],
         ["prune", "quantization_aware", "quantize_int8"],
+        ["cast", "prune", "cast", "compile"],
+        ["prune", "torchao"],
         [{"method": "distill_layers", "layers": 2}, {"method": "quantization_aware", "train": {"frozen_layers": 2}}],
     ],
 )
@@ -140,6 +147,9 @@ def test_recipes_that_fit(recipe):
         (BERT, [{"method": "quantization_aware", "train": {"frozen_layers": 7}}], r"quantization_aware\.train\.frozen"),
         (Shape("gpt2", 6, 512), ["sparsify"], r"a\.recipe\.0: `sparsify`.*'gpt2'.*valid: bert"),
         (Shape("lspm_lstm", 0, None), ["quantization_aware"], r"no transformer layers \(got 'lspm_lstm'\)"),
+        (BERT, ["distill_bag", "torchao"], r"a\.recipe\.1: `torchao`.*elsewhere.*lspm_bag_of_ngrams"),
+        (Shape("lspm_pruned", 0, None, "lspm_lstm"), ["torchao"], r"`torchao`.*elsewhere.*lspm_lstm"),
+        (BERT, [{"method": "distill_lstm"}, "torchao"], r"`torchao`.*elsewhere.*lspm_lstm"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
         (BERT, ["distill_bag", "trim_vocabulary"], r"a\.recipe\.1: `trim_vocabulary`.*lspm_bag_of_ngrams.*valid: bert"),
         (Shape("distilbert", 6, 512), ["trim_vocabulary", "prune"], r"a\.recipe\.1: `prune`.*'distilbert'"),
@@ -154,3 +164,17 @@ def test_recipes_that_fit(recipe):
 def test_steps_that_do_not_fit_are_named(shape, recipe, message):
     with pytest.raises(ModelError, match=message):
         check_recipes(variants(b=["onnx"], a=recipe), shape)
+
+
+def test_a_result_for_gpus_only_needs_one_to_be_served_by():
+    recipes = variants(a=["onnx"], b=[{"method": "torchao", "scheme": "fp8_dynamic"}])
+    check_recipes(recipes, BERT)
+    check_recipes(variants(a=["torchao"]), BERT, gpu=False)
+    with pytest.raises(ConfigError, match=r"b\.recipe\.0: .*runs on GPUs only.*'torchao'.*serve\.variant\.gpus"):
+        check_recipes(recipes, BERT, gpu=False)
+
+
+def test_a_library_that_is_not_installed_is_known_before(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ConfigError, match=r"a\.recipe\.1: needs the library torchao.*lspm-ray\[torchao\]"):
+        check_recipes(variants(a=["prune", "torchao"]), BERT)
