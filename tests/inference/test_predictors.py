@@ -272,3 +272,21 @@ def test_unknown_runtime_and_missing_export(tmp_path):
     write_variant(directory, Variant(runtime="onnxruntime"))
     with pytest.raises(ModelError, match=r"no model\.onnx"):
         load_predictor(directory, threads=1)
+
+
+@needs_torchao
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", [{"method": "cast"}, TORCHAO, TORCHAO | {"scheme": "fp8_dynamic"}], ids=str)
+def test_answers_on_a_gpu_stay_within_the_rounding(directories, tmp_path, spec):
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU that computes in fp8")
+    Method.make(spec).apply(directories / "torch", tmp_path, None)
+    batch = examples(60)
+    reference = load_predictor(directories / "torch", threads=1).predict(batch)
+    predictor = load_predictor(tmp_path, threads=1, gpu=True)
+    found = predictor.predict(batch)
+    assert np.median(np.abs(found - reference)) < 0.3
+    alone = np.concatenate([predictor.predict([example]) for example in batch])
+    assert np.median(np.abs(found - alone)) < 0.1
