@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 
 import pytest
@@ -92,6 +93,7 @@ def test_bad_names_are_refused(name):
 
 
 BERT = Shape("bert", layers=6, max_tokens=512)
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ BERT = Shape("bert", layers=6, max_tokens=512)
         ["prune", "sparsify", "quantize_int8"],
         ["prune", "quantization_aware", "quantize_int8"],
         ["cast", "prune", "cast", "compile"],
-        ["prune", "torchao"],
+        pytest.param(["prune", "torchao"], marks=needs_torchao),
         [{"method": "distill_layers", "layers": 2}, {"method": "quantization_aware", "train": {"frozen_layers": 2}}],
     ],
 )
@@ -147,9 +149,6 @@ def test_recipes_that_fit(recipe):
         (BERT, [{"method": "quantization_aware", "train": {"frozen_layers": 7}}], r"quantization_aware\.train\.frozen"),
         (Shape("gpt2", 6, 512), ["sparsify"], r"a\.recipe\.0: `sparsify`.*'gpt2'.*valid: bert"),
         (Shape("lspm_lstm", 0, None), ["quantization_aware"], r"no transformer layers \(got 'lspm_lstm'\)"),
-        (BERT, ["distill_bag", "torchao"], r"a\.recipe\.1: `torchao`.*elsewhere.*lspm_bag_of_ngrams"),
-        (Shape("lspm_pruned", 0, None, "lspm_lstm"), ["torchao"], r"`torchao`.*elsewhere.*lspm_lstm"),
-        (BERT, [{"method": "distill_lstm"}, "torchao"], r"`torchao`.*elsewhere.*lspm_lstm"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
         (BERT, ["distill_bag", "trim_vocabulary"], r"a\.recipe\.1: `trim_vocabulary`.*lspm_bag_of_ngrams.*valid: bert"),
         (Shape("distilbert", 6, 512), ["trim_vocabulary", "prune"], r"a\.recipe\.1: `prune`.*'distilbert'"),
@@ -166,6 +165,22 @@ def test_steps_that_do_not_fit_are_named(shape, recipe, message):
         check_recipes(variants(b=["onnx"], a=recipe), shape)
 
 
+@needs_torchao
+@pytest.mark.parametrize(
+    ("shape", "recipe", "family"),
+    [
+        (BERT, ["distill_bag", "torchao"], "lspm_bag_of_ngrams"),
+        (BERT, ["distill_lstm", "torchao"], "lspm_lstm"),
+        (Shape("lspm_pruned", 0, None, "lspm_lstm"), ["torchao"], "lspm_lstm"),
+        (Shape("gpt2", 6, 512), ["torchao"], "gpt2"),
+    ],
+)
+def test_models_without_linear_layers_are_not_quantised_by_torchao(shape, recipe, family):
+    with pytest.raises(ModelError, match=f"`torchao`.*elsewhere than in linear layers .got '{family}'"):
+        check_recipes(variants(a=recipe), shape)
+
+
+@needs_torchao
 def test_a_result_for_gpus_only_needs_one_to_be_served_by():
     recipes = variants(a=["onnx"], b=[{"method": "torchao", "scheme": "fp8_dynamic"}])
     check_recipes(recipes, BERT)

@@ -58,21 +58,25 @@ def directories(tmp_path_factory):
     return root
 
 
-needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+OPTIONAL = {
+    name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+    for name in ("openvino", "torchao")
+}
+needs_torchao = OPTIONAL["torchao"]
 TORCHAO = {"method": "torchao", "compile": False}
 # Name -> method, how far any logit may be from that in other company, and half of them from the full model's. Most
 # answers are the same to the last digit; where values are rounded, a sum in another order may round to another one.
 MADE = {
     "bf16": ({"method": "cast", "dtype": "bf16"}, 0.06, 0.04),
     "fp16": ({"method": "cast", "dtype": "fp16"}, 0.02, 0.005),
+    "openvino": ({"method": "openvino"}, 1e-4, 1e-4),
     "compile": ({"method": "compile"}, 1e-4, 1e-4),
     "int8_weight_only": (TORCHAO | {"scheme": "int8_weight_only"}, 1e-4, 0.06),
     "int8_dynamic": (TORCHAO | {"scheme": "int8_dynamic"}, 0.3, 0.15),
     "int4_weight_only": (TORCHAO | {"scheme": "int4_weight_only", "group_size": 16}, 1e-4, 1.0),
     "compiled int8": (TORCHAO | {"scheme": "int8_weight_only", "compile": True}, 1e-4, 0.06),
 }
-MARKS = {name: needs_torchao for name, (spec, *_) in MADE.items() if spec["method"] == "torchao"}
-MADE_NAMES = [pytest.param(name, marks=MARKS.get(name, ())) for name in MADE]
+MADE_NAMES = [pytest.param(name, marks=OPTIONAL.get(spec["method"], ())) for name, (spec, *_) in MADE.items()]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,7 @@ def test_fewer_bits_take_less_room(directories, make, name, share):
 def test_runtimes_say_which_files_they_load():
     assert {name: Runtime.find(name).weights for name in Runtime.names()} == {
         "onnxruntime": ".onnx",
+        "openvino": ".onnx",
         "torch": ".safetensors",
         "torch_compile": ".safetensors",
         "torchao": ".safetensors",
@@ -267,11 +272,14 @@ def test_variant_file_names_the_runtime(directories):
 def test_unknown_runtime_and_missing_export(tmp_path):
     directory = toy_model_dir(tmp_path / "m")
     write_variant(directory, Variant(runtime="abacus"))
-    with pytest.raises(ConfigError, match=r"unknown runtime.*abacus.*valid: onnxruntime, torch"):
+    with pytest.raises(
+        ConfigError, match=r"unknown runtime.*abacus.*valid: onnxruntime, openvino, torch, torch_compile, torchao"
+    ):
         load_predictor(directory, threads=1)
-    write_variant(directory, Variant(runtime="onnxruntime"))
-    with pytest.raises(ModelError, match=r"no model\.onnx"):
-        load_predictor(directory, threads=1)
+    for runtime in ("onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])):
+        write_variant(directory, Variant(runtime=runtime))
+        with pytest.raises(ModelError, match=r"no model\.onnx"):
+            load_predictor(directory, threads=1)
 
 
 @needs_torchao

@@ -25,8 +25,8 @@ class Torchao(Method):
     Attributes:
         scheme: `int8_weight_only` rounds the weights of each row, `int4_weight_only` those of each group;
             `int8_dynamic` and `fp8_dynamic` round the activations of each token as well. fp8 computes on GPUs only.
-        group_size: weights that share a scale, for int4; a multiple of 16. In files two of them share a byte; in memory,
-            where the kernels take them so, each has one.
+        group_size: weights that share a scale, for int4; a multiple of 16. Only in files do two of them share a byte:
+            in memory each has one.
         compile: run with `torch.compile`, without which the quantised layers are slower than the others.
     """
 
