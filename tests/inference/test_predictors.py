@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -113,8 +114,18 @@ def test_nothing_is_compiled_while_serving(make):
     predictor = load_predictor(make("compile"), threads=1)
     predictor.stance = "fail_on_recompile"
     batch = [np.append(example, 7) for example in examples()]
-    assert predictor.predict(batch).shape == (len(batch), 2)
+    with ThreadPoolExecutor(1) as other:  # an endpoint computes in another thread than it loads in
+        assert other.submit(predictor.predict, batch).result().shape == (len(batch), 2)
     assert predictor.predict(batch[:1]).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in MADE_NAMES if "compile" not in str(name)])
+def test_several_threads_get_the_answers_of_one(make, name):
+    predictor, batch = load_predictor(make(name), threads=1), examples(60)
+    expected = predictor.predict(batch)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(predictor.predict, [batch] * 8):
+            assert np.array_equal(found, expected)
 
 
 @needs_torchao

@@ -1,5 +1,6 @@
 """Run a model's `model.onnx` with OpenVINO on the CPU."""
 
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,10 +53,14 @@ class OpenvinoPredictor(PaddedPredictor):
 
     def __init__(self, model: Any, labels: list[str], pad_id: int) -> None:
         super().__init__(labels, pad_id, CPU_BATCH_TOKENS, CPU_CALL_TOKENS)
-        self._request = model.create_infer_request()
+        self._model = model
+        self._of_thread = threading.local()
 
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `PaddedPredictor.forward`."""
-        found = self._request.infer({"input_ids": ids, "attention_mask": mask})
+        # A request computes one thing at a time, and an endpoint computes short inputs beside its worker thread.
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._model.create_infer_request()
+        found = self._of_thread.request.infer({"input_ids": ids, "attention_mask": mask})
         logits: NDArray[np.float32] = found["logits"]
         return logits
