@@ -51,6 +51,11 @@ def test_what_is_loaded_is_what_was_stored(tmp_path, scheme):
     linears = [name for name in stored if name.endswith(".qdata")]
     assert len(linears) == 13  # six in each of two layers, and the pooler
     assert all(stored[name].element_size() == 1 for name in linears)
+    for name in linears:
+        rows, columns = full.get_parameter(name.removesuffix(".qdata")).shape
+        assert stored[name].shape == (rows, columns // 2 if scheme == "int4_weight_only" else columns)
+        scales = columns // 16 if scheme == "int4_weight_only" else 1
+        assert stored[name.removesuffix("qdata") + "scale"].numel() == rows * scales
 
 
 def test_the_same_weights_make_the_same_file(tmp_path):
