@@ -328,3 +328,11 @@ def test_mlflow_must_be_there_to_be_logged_to(raw_text, monkeypatch):
     settings = Settings.parse(raw_text)
     with pytest.raises(ConfigError, match=r"lspm-ray\[mlflow\]"):
         check(settings, settings.stages)
+
+
+def test_a_variant_for_gpus_needs_one_to_be_measured_on(raw):
+    pytest.importorskip("torchao")
+    raw["compress"] = {"variants": {"fp8": {"recipe": [{"method": "torchao", "scheme": "fp8_dynamic"}]}}}
+    settings = Settings.parse(raw)
+    with pytest.raises(ConfigError, match=r"compress\.variants\.fp8\.recipe\.0: .*runs on GPUs only"):
+        check(settings, settings.stages)

@@ -176,7 +176,9 @@ def _fits(settings: Settings, shape: Shape) -> None:
     if settings.data is not None:
         shape.check_length(Task.make(settings.task).max_length)
         shape.check_frozen(settings.finetune.frozen_layers)
-        check_recipes(settings.compress.variants, shape)
+        served = settings.serve.variant
+        gpu = bool(settings.profile.as_served(served.threads, served.gpus).gpu)
+        check_recipes(settings.compress.variants, shape, gpu=gpu)
 
 
 def _start(settings: Settings, missing: Sequence[str]) -> list[str]:

@@ -168,13 +168,17 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
             # One process per step: ONNX export and torch leave memory and thread settings behind.
             task = ray.remote(max_calls=1, max_retries=1)(_make)
             references = [
-                task.options(num_cpus=cpu, num_gpus=0 if step.workers else gpus).remote(
+                task.options(num_cpus=cpu, num_gpus=0 if step.workers and not _needs_gpu(step) else gpus).remote(
                     step.model_dump(mode="json"), remote
                 )
                 for step, cpu in zip(missing, cpus, strict=True)
             ]
             _results(references)
     return [store.get(f"{STAGE}-{step.key}") for step in steps]
+
+
+def _needs_gpu(step: _Step) -> bool:
+    return Method.make(step.what["step"]).needs_gpu
 
 
 def _results(references: Sequence[Any]) -> list[Any]:

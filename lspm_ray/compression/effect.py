@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft
+from lspm_ray.compression.method import Method
 from lspm_ray.config import Config
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.evaluation.outputs import logits_array
@@ -37,7 +38,7 @@ class StepEffect(Config):
         loss: mean negative log-likelihood, in nats.
         agreement: share of rows answered as the full model answers.
         files_mb: of all its files, in MB (10^6 bytes).
-        parameters: numbers in its weights; after an export, which only writes them in another way, those of before.
+        parameters: numbers in its weights; after a final step, which only writes them in another way, those of before.
     """
 
     step: dict[str, Any] | None
@@ -77,10 +78,12 @@ def effect_of(
         threads: CPU threads.
     """
     examples, labels = _rows(data)
-    logits = load_predictor(directory, threads).predict(examples)
+    method = Method.make(step)
+    logits = load_predictor(directory, threads, method.needs_gpu).predict(examples)
     table = pq.read_table(pa.BufferReader(full.read_bytes(_LOGITS_FILE)))
     expected = np.array(table["logits"].to_pylist(), dtype=np.float32)
-    return _effect(step, directory, parameters(directory) or before.parameters, logits, labels, expected)
+    count = before.parameters if method.final else parameters(directory)
+    return _effect(step, directory, count, logits, labels, expected)
 
 
 def effects_of(artifact: Artifact, full: Artifact) -> list[StepEffect]:

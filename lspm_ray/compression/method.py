@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from lspm_ray.artifact import Artifact
+from lspm_ray.library import Library
 from lspm_ray.models.shape import Shape
 from lspm_ray.plugin import Plugin
 from lspm_ray.progress import Report
@@ -55,12 +56,19 @@ class Method(Plugin):
     Class attributes:
         needs_teacher: whether it learns from the full model's outputs on the training rows.
         final: whether its result can only be run, not changed any further.
+        needs: the optional library it cannot do without.
     """
 
     package: ClassVar[str] = "lspm_ray.compression.methods"
     kind: ClassVar[str] = "method"
     needs_teacher: ClassVar[bool] = False
     final: ClassVar[bool] = False
+    needs: ClassVar[Library | None] = None
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the result can only be run on a GPU."""
+        return False
 
     @property
     def distillation(self) -> DistillConfig | None:

@@ -43,27 +43,37 @@ class VariantConfig(Config):
         return [Method.make(step) for step in self.recipe]
 
 
-def check_recipes(variants: dict[str, VariantConfig], shape: Shape) -> None:
+def check_recipes(variants: dict[str, VariantConfig], shape: Shape, *, gpu: bool = True) -> None:
     """Refuse steps that do not fit the model they would be applied to.
 
     Args:
         variants: name -> recipe.
         shape: of the full model.
+        gpu: whether variants are measured and served on GPUs.
 
     Raises:
         ModelError: names the variant and the step.
+        ConfigError: the result of a step needs a library or a GPU that is not there.
     """
     for name, variant in variants.items():
         met = shape
         for number, method in enumerate(variant.methods()):
+            field = f"compress.variants.{name}.recipe.{number}"
+            if method.needs is not None:
+                method.needs.check(field, method.name)
+            if method.needs_gpu and not gpu:
+                raise ConfigError(
+                    "its result runs on GPUs only, and variants are measured and served on CPUs",
+                    field=field,
+                    value=method.name,
+                    hint="Set serve.variant.gpus, and leave profile.gpu open",
+                )
             try:
                 met = method.check(met)
                 _check_distillation(method, met, shape)
             except UserError as error:
                 where = "the model" if number == 0 else "the result of the step before"
-                raise ModelError(
-                    f"`{method.name}` does not fit {where}: {error}", field=f"compress.variants.{name}.recipe.{number}"
-                ) from None
+                raise ModelError(f"`{method.name}` does not fit {where}: {error}", field=field) from None
 
 
 def _check_distillation(method: Method, student: Shape, teacher: Shape) -> None:

@@ -76,7 +76,7 @@ def load_tokenizer(directory: Path, *, eos_pads: bool = False, field: str = "mod
 
 
 def load_model(directory: Path, labels: list[str] | None = None, **options: Any) -> PreTrainedModel:
-    """The classifier in `directory`, on the CPU in float32; weights stored sparse are rebuilt.
+    """The classifier in `directory`, on the CPU, in float32 unless `options` say otherwise; sparse weights are rebuilt.
 
     Args:
         directory: a model directory.
@@ -112,8 +112,7 @@ def _load(directory: Path, name: str, labels: list[str] | None, options: dict[st
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                dtype=torch.float32,
-                **options,
+                **{"dtype": torch.float32} | options,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
@@ -123,6 +122,21 @@ def _load(directory: Path, name: str, labels: list[str] | None, options: dict[st
         missing = ", ".join(sorted(found["missing_keys"])[:3])
         raise ModelError(f"weights are missing: {missing}", field="model.name", value=name)
     return model
+
+
+def load_as_stored(directory: Path) -> PreTrainedModel:
+    """The classifier in `directory`, on the CPU, in the precision that `variant.json` names.
+
+    Raises:
+        ModelError: see `load_model`, or a precision that torch does not compute in.
+    """
+    import torch
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    precision = read_variant(directory).precision
+    if precision not in dtypes:
+        raise ModelError("torch has no such precision", field="precision", value=precision, valid=dtypes)
+    return load_model(directory, dtype=dtypes[precision])
 
 
 def save_model(

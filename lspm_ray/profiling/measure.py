@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lspm_ray.artifact import hardware, open_artifact
-from lspm_ray.inference.predictor import load_predictor
+from lspm_ray.inference.predictor import Runtime, load_predictor
 from lspm_ray.tasks import Encoded
 
 _WARM_UP_ROWS = 4
@@ -85,7 +85,7 @@ def peak_memory_mb() -> float:
 
 def size_mb(directory: Path, runtime: str) -> float:
     """Size of the files that `runtime` needs, in MB (10^6 bytes)."""
-    weights = ".onnx" if runtime == "onnxruntime" else ".safetensors"
+    weights = Runtime.find(runtime).weights
     files = [f for f in directory.iterdir() if f.suffix == weights]
     return sum(f.stat().st_size for f in files) / 1e6
 

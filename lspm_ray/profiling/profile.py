@@ -40,7 +40,8 @@ class ProfileConfig(Config):
         rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
         cell_s: seconds per variant, round and batch size.
         rows: random rows of the selection split to measure speed with.
-        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`).
+        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). More than one are
+            measured beside one, for comparison, in a round of their own.
         gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
         resamples: bootstrap resamples of the quality intervals.
     """
@@ -228,6 +229,12 @@ def _speeds(
             )
         strategy = PlacementGroupSchedulingStrategy(group)
         speeds, measured_on = measure(config, models, examples, report, strategy)
+        if not gpu and (config.threads or 1) > 1:
+            report("profile: the same with one thread")
+            single, _ = measure(
+                config.model_copy(update={"threads": 1, "rounds": 1}), models, examples, report, strategy
+            )
+            speeds = {name: speed.with_one_thread(single[name]) for name, speed in speeds.items()}
         return speeds, encode_s, measured_on
     finally:
         remove_placement_group(group)

@@ -1,5 +1,7 @@
 """What profiling finds out about each variant."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +11,19 @@ from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.metrics import Comparison, Estimate, Metrics
+
+
+class OneThread(Config):
+    """Measured like `Speed`, with a single CPU thread: what a variant costs where cores are shared, not what it is
+    served with.
+
+    Attributes:
+        p50_ms: median time of one example alone.
+        rows_per_s: batch size -> examples per second.
+    """
+
+    p50_ms: float
+    rows_per_s: dict[int, float]
 
 
 class Speed(Config):
@@ -21,7 +36,8 @@ class Speed(Config):
         load_s: from files to ready, imports included.
         peak_memory_mb: of the process, with everything loaded and the largest batch computed.
         size_mb: of the files the runtime needs.
-        threads: CPU threads it was measured with.
+        threads: CPU threads it was measured with, those of a served replica.
+        one_thread: the same in one round with one thread; None where `threads` is 1 or a GPU computes.
     """
 
     p50_ms: float
@@ -31,11 +47,16 @@ class Speed(Config):
     peak_memory_mb: float
     size_mb: float
     threads: int
+    one_thread: OneThread | None = None
 
     @property
     def best_rows_per_s(self) -> float:
         """Throughput at the batch size that suits it best."""
         return max(self.rows_per_s.values())
+
+    def with_one_thread(self, single: Speed) -> Speed:
+        """This one, beside what was measured with one thread."""
+        return self.model_copy(update={"one_thread": OneThread(p50_ms=single.p50_ms, rows_per_s=single.rows_per_s)})
 
 
 class VariantProfile(Config):
@@ -127,6 +148,9 @@ def _flat(v: VariantProfile) -> dict[str, Any]:
                 row |= {f"{split}_{field}": value.value, f"{split}_{field}_low": value.low}
                 row[f"{split}_{field}_high"] = value.high
     speed = v.speed.model_dump() if v.speed else dict.fromkeys(Speed.model_fields)
-    throughput = speed.pop("rows_per_s") or {}
+    throughput, single = speed.pop("rows_per_s") or {}, speed.pop("one_thread")
     row |= speed | {f"rows_per_s_{size}": value for size, value in throughput.items()}
+    if single is not None:
+        row["one_thread_p50_ms"] = single["p50_ms"]
+        row |= {f"one_thread_rows_per_s_{size}": value for size, value in single["rows_per_s"].items()}
     return row | {"cost": v.cost, "agreement": v.agreement, "dominated_by": v.dominated_by}

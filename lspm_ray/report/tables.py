@@ -97,7 +97,12 @@ def speed(findings: Findings) -> Html:
         head("size", "MB"),
         head("load time", "s"),
     ]
-    return _variant_table("speed", caption, heads, findings, _making, lambda v: _speed_cells(v, sizes))
+    if not any(v.speed and v.speed.one_thread for v in findings.variants):
+        return _variant_table("speed", caption, heads, findings, _making, lambda v: _speed_cells(v, sizes))
+    heads.append(head("throughput, one thread", "rows/s at best"))
+    return _variant_table(
+        "speed", caption, heads, findings, _making, lambda v: [*_speed_cells(v, sizes), _one_thread(v.speed)]
+    )
 
 
 def recall_change(findings: Findings) -> Html:
@@ -311,6 +316,12 @@ def _measured(speed: Speed | None, sizes: Sequence[int]) -> list[Html]:
         cell(words.significant(speed.size_mb)),
         cell(words.significant(speed.load_s)),
     ]
+
+
+def _one_thread(speed: Speed | None) -> Html:
+    if speed is None or speed.one_thread is None:
+        return missing("not measured")
+    return cell(words.significant(max(speed.one_thread.rows_per_s.values())))
 
 
 def _difference(v: VariantProfile) -> Html:

@@ -97,3 +97,14 @@ def test_no_more_rows_than_the_limit_are_used(world, monkeypatch, tmp_path):
     monkeypatch.setattr("lspm_ray.compression.effect.MOST_ROWS", 7)
     (effect,) = effects_of(full, reference(full, data, ArtifactStore(str(tmp_path)), 1))
     assert effect.rows == 7
+
+
+def test_packed_weights_count_as_many_as_before(world):
+    pytest.importorskip("torchao")
+    store, full, data = world
+    recipe = [{"method": "torchao", "scheme": "int4_weight_only", "group_size": 16, "compile": False}]
+    config = CompressConfig.parse({"variants": {"int4": {"recipe": recipe}}})
+    made = compress(config, TASK, full, data, store, lambda _: None, here=1)["int4"]
+    before, after = effects_of(made, reference(full, data, store, 1))
+    assert after.parameters == before.parameters
+    assert after.files_mb < before.files_mb

@@ -54,6 +54,10 @@ SPECS = {
     "trim_vocabulary": {"method": "trim_vocabulary"},
     "distill_bag": {"method": "distill_bag", "buckets": 512, "embedding_size": 8, "train": FAST},
     "gatekeeper": {"method": "gatekeeper", "train": FAST | {"learning_rate": 3e-3, "metric": "selective_accuracy"}},
+    "openvino": {"method": "openvino"},
+    "cast": {"method": "cast"},
+    "compile": {"method": "compile"},
+    "torchao": {"method": "torchao", "compile": False},
 }
 
 
@@ -94,6 +98,9 @@ def examples(world):
 
 def apply(world, spec, target: Path, key: str):
     store, data, full, teacher = world
+    needs = Method.make(spec).needs
+    if needs is not None:
+        pytest.importorskip(needs.module)
     task = Task.make("text_classification")
     step = _Step(
         root=store.root,

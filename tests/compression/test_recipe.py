@@ -1,3 +1,6 @@
+import importlib.util
+import sys
+
 import pytest
 
 from lspm_ray.compression.compress import CompressConfig
@@ -38,7 +41,7 @@ def test_defaults_are_filled_in():
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (["no_such"], r"unknown method.*valid: distill_bag, distill_layers"),
+        (["no_such"], r"unknown method.*valid: cast, compile, distill_bag, distill_layers"),
         ([{"method": "prune", "head": 0.5}], "did you mean `heads`"),
         ([{"method": "prune", "heads": 1.5}], "less than 1"),
         ([{"method": "gatekeeper", "alpha": 1}], "less than 1"),
@@ -47,6 +50,9 @@ def test_defaults_are_filled_in():
         ([{"method": "sparsify", "sparsity": 0.6, "pattern": "2:4"}], r"pattern: 2:4 is a sparsity of 0\.5"),
         ([{"method": "sparsify", "train": {"frozen_layers": 1}}], r"train: frozen_layers must be 0.*\(got 1\)"),
         (["quantize_int8", "prune"], "`quantize_int8` must be the last step"),
+        (["torchao", "prune"], "`torchao` must be the last step"),
+        (["compile", "cast"], "`compile` must be the last step"),
+        ([{"method": "torchao", "scheme": "int4_weight_only", "group_size": 40}], r"multiple of 16 \(got 40\)"),
         ([], "at least 1 item"),
         ("prune", r"no such preset; a recipe is one of those or a list of methods.*valid: fast, gpu, small, tiny"),
         (7, "a recipe is the name of a preset or a list of methods"),
@@ -88,9 +94,10 @@ def test_bad_names_are_refused(name):
         CompressConfig.parse({"variants": {name: {"recipe": ["onnx"]}}})
 
 
-TO_ONNX = ["onnx", "quantize_int8", "quantize_static", "quantize_int4"]
+TO_ONNX = ["onnx", "openvino", "quantize_int8", "quantize_static", "quantize_int4"]
 BERT = Shape("bert", layers=6, max_tokens=512)
 LAYERS_MATCHED = {"method": "distill_layers", "layers": 2, "distill": {"hidden": 1, "attention": 1, "relations": 1}}
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +118,8 @@ LAYERS_MATCHED = {"method": "distill_layers", "layers": 2, "distill": {"hidden":
         [{"method": "distill_layers", "layers": 2}, "gatekeeper", "quantize_int8"],
         ["prune", "sparsify", "quantize_int8"],
         ["prune", "quantization_aware", "quantize_int8"],
+        ["cast", "prune", "cast", "compile"],
+        pytest.param(["prune", "torchao"], marks=needs_torchao),
         [{"method": "distill_layers", "layers": 2}, {"method": "quantization_aware", "train": {"frozen_layers": 2}}],
     ],
 )
@@ -176,3 +185,33 @@ def test_recipes_that_fit(recipe):
 def test_steps_that_do_not_fit_are_named(shape, recipe, message):
     with pytest.raises(ModelError, match=message):
         check_recipes(variants(b=["onnx"], a=recipe), shape)
+
+
+@needs_torchao
+@pytest.mark.parametrize(
+    ("shape", "recipe", "family"),
+    [
+        (BERT, ["distill_bag", "torchao"], "lspm_bag_of_ngrams"),
+        (BERT, ["distill_lstm", "torchao"], "lspm_lstm"),
+        (Shape("lspm_pruned", 0, None, "lspm_lstm"), ["torchao"], "lspm_lstm"),
+        (Shape("gpt2", 6, 512), ["torchao"], "gpt2"),
+    ],
+)
+def test_models_without_linear_layers_are_not_quantised_by_torchao(shape, recipe, family):
+    with pytest.raises(ModelError, match=f"`torchao`.*elsewhere than in linear layers .got '{family}'"):
+        check_recipes(variants(a=recipe), shape)
+
+
+@needs_torchao
+def test_a_result_for_gpus_only_needs_one_to_be_served_by():
+    recipes = variants(a=["onnx"], b=[{"method": "torchao", "scheme": "fp8_dynamic"}])
+    check_recipes(recipes, BERT)
+    check_recipes(variants(a=["torchao"]), BERT, gpu=False)
+    with pytest.raises(ConfigError, match=r"b\.recipe\.0: .*runs on GPUs only.*'torchao'.*serve\.variant\.gpus"):
+        check_recipes(recipes, BERT, gpu=False)
+
+
+def test_a_library_that_is_not_installed_is_known_before(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ConfigError, match=r"a\.recipe\.1: needs the library torchao.*lspm-ray\[torchao\]"):
+        check_recipes(variants(a=["prune", "torchao"]), BERT)

@@ -1,3 +1,6 @@
+import importlib.util
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -8,11 +11,14 @@ from hypothesis import strategies as st
 from lspm_ray.compression.export import export
 from lspm_ray.compression.graph import rewrite
 from lspm_ray.compression.int8 import Int8
-from lspm_ray.errors import ConfigError, ModelError
+from lspm_ray.compression.method import Context, Method
+from lspm_ray.errors import ConfigError, ModelError, ResourceError
 from lspm_ray.inference.batching import micro_batches, pad
-from lspm_ray.inference.predictor import load_predictor
+from lspm_ray.inference.compiled import remove_unfinished
+from lspm_ray.inference.predictor import Runtime, load_predictor
 from lspm_ray.models.directory import Variant, read_variant, save_model, write_variant
 from lspm_ray.models.fresh import ARCHITECTURES, build_classifier, classifier_config
+from lspm_ray.tasks import Task
 from tests.toys import LABELS, toy_model_dir, toy_tokenizer
 
 
@@ -53,6 +59,142 @@ def directories(tmp_path_factory):
             rewrite(file, lambda graph: Int8(graph, reduce_range=True))
     toy_model_dir(root / "bag", kind="bag")
     return root
+
+
+OPTIONAL = {
+    name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+    for name in ("openvino", "torchao")
+}
+needs_torchao = OPTIONAL["torchao"]
+TORCHAO = {"method": "torchao", "compile": False}
+# Name -> method, how far any logit may be from that in other company, and half of them from the full model's. Most
+# answers are the same to the last digit; where values are rounded, a sum in another order may round to another one.
+MADE = {
+    "bf16": ({"method": "cast", "dtype": "bf16"}, 0.06, 0.04),
+    "fp16": ({"method": "cast", "dtype": "fp16"}, 0.02, 0.005),
+    "openvino": ({"method": "openvino"}, 1e-4, 1e-4),
+    "compile": ({"method": "compile"}, 1e-4, 1e-4),
+    "int8_weight_only": (TORCHAO | {"scheme": "int8_weight_only"}, 1e-4, 0.06),
+    "int8_dynamic": (TORCHAO | {"scheme": "int8_dynamic"}, 0.3, 0.15),
+    "int4_weight_only": (TORCHAO | {"scheme": "int4_weight_only", "group_size": 16}, 1e-4, 1.0),
+    "compiled int8": (TORCHAO | {"scheme": "int8_weight_only", "compile": True}, 1e-4, 0.06),
+}
+MADE_NAMES = [pytest.param(name, marks=OPTIONAL.get(spec["method"], ())) for name, (spec, *_) in MADE.items()]
+
+
+@pytest.fixture(scope="module")
+def make(directories):
+    """Makes a model of `directories` with a method, once."""
+
+    def make(name):
+        target = directories / f"made {name}"
+        if not target.exists():
+            target.mkdir()
+            context = Context(Task.make("text_classification"), None, lambda *_: None, 1, lambda _: None)
+            Method.make(MADE[name][0]).apply(directories / "torch", target, context)
+        return target
+
+    return make
+
+
+@pytest.mark.parametrize("name", MADE_NAMES)
+def test_answers_stay_within_the_rounding(directories, make, name):
+    _, in_company, against_full = MADE[name]
+    batch = examples(60)
+    reference = load_predictor(directories / "torch", threads=1).predict(batch)
+    predictor = load_predictor(make(name), threads=1)
+    together = predictor.predict(batch)
+    alone = np.concatenate([predictor.predict([example]) for example in batch])
+    assert together.dtype == np.float32
+    assert np.abs(together - alone).max() < in_company
+    assert np.median(np.abs(together - alone)) < 1e-5
+    assert np.median(np.abs(alone - reference)) < against_full
+    assert (alone.argmax(1) == reference.argmax(1)).mean() > 0.85
+
+
+def test_nothing_is_compiled_while_serving(make):
+    predictor = load_predictor(make("compile"), threads=1)
+    predictor.stance = "fail_on_recompile"
+    batch = [np.append(example, 7) for example in examples()]
+    with ThreadPoolExecutor(1) as other:  # an endpoint computes in another thread than it loads in
+        assert other.submit(predictor.predict, batch).result().shape == (len(batch), 2)
+    assert predictor.predict(batch[:1]).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in MADE_NAMES if "compile" not in str(name)])
+def test_several_threads_get_the_answers_of_one(make, name):
+    predictor, batch = load_predictor(make(name), threads=1), examples(60)
+    expected = predictor.predict(batch)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(predictor.predict, [batch] * 8):
+            assert np.array_equal(found, expected)
+
+
+@needs_torchao
+def test_quantised_models_differ_from_the_full_one(directories, make):
+    batch = examples()
+    reference = load_predictor(directories / "torch", threads=1).predict(batch)
+    errors = [np.abs(load_predictor(make(name), 1).predict(batch) - reference).mean() for name in MADE if "_" in name]
+    assert 1e-3 < errors[0] < errors[1] < errors[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("bf16", 0.55),
+        ("fp16", 0.55),
+        pytest.param("int8_weight_only", 0.6, marks=needs_torchao),
+        pytest.param("int4_weight_only", 0.55, marks=needs_torchao),
+    ],
+)
+def test_fewer_bits_take_less_room(directories, make, name, share):
+    full = (directories / "torch" / "model.safetensors").stat().st_size
+    assert (make(name) / "model.safetensors").stat().st_size < share * full
+
+
+def test_runtimes_say_which_files_they_load():
+    assert {name: Runtime.find(name).weights for name in Runtime.names()} == {
+        "onnxruntime": ".onnx",
+        "openvino": ".onnx",
+        "torch": ".safetensors",
+        "torch_compile": ".safetensors",
+        "torchao": ".safetensors",
+    }
+
+
+def test_a_runtime_whose_library_is_not_installed(tmp_path, monkeypatch):
+    directory = toy_model_dir(tmp_path / "m")
+    write_variant(directory, Variant(runtime="torchao", precision="int8"))
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ConfigError, match=r"runtime: needs the library torchao.*lspm-ray\[torchao\]"):
+        load_predictor(directory, threads=1)
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(make, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ResourceError, match=r"needs a C\+\+ compiler.*no-such-compiler"):
+        load_predictor(make("compile"), threads=1)
+
+
+def test_no_gpu_where_one_is_asked_for(make, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name in ("compile", "bf16"):
+        with pytest.raises(ResourceError, match="a GPU is asked for"):
+            load_predictor(make(name), threads=1, gpu=True)
+
+
+def test_a_file_that_a_killed_compiler_left_is_removed(tmp_path, monkeypatch):
+    from torch._inductor.exc import InductorError
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    inside, outside = tmp_path / "cache" / "a.so", tmp_path / "b.so"
+    inside.parent.mkdir()
+    for file in (inside, outside):
+        file.write_bytes(b"\x7fELF")
+    errors = [InductorError(ImportError("file too short", path=str(file)), None) for file in (inside, outside)]
+    assert [remove_unfinished(error) for error in errors] == [True, False]
+    assert not remove_unfinished(errors[0]) and not remove_unfinished(InductorError(ValueError("x"), None))
+    assert not inside.exists() and outside.exists()
 
 
 def examples(count=23, seed=0):
@@ -143,8 +285,29 @@ def test_variant_file_names_the_runtime(directories):
 def test_unknown_runtime_and_missing_export(tmp_path):
     directory = toy_model_dir(tmp_path / "m")
     write_variant(directory, Variant(runtime="abacus"))
-    with pytest.raises(ConfigError, match=r"unknown runtime.*abacus.*valid: onnxruntime, torch"):
+    with pytest.raises(
+        ConfigError, match=r"unknown runtime.*abacus.*valid: onnxruntime, openvino, torch, torch_compile, torchao"
+    ):
         load_predictor(directory, threads=1)
-    write_variant(directory, Variant(runtime="onnxruntime"))
-    with pytest.raises(ModelError, match=r"no model\.onnx"):
-        load_predictor(directory, threads=1)
+    for runtime in ("onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])):
+        write_variant(directory, Variant(runtime=runtime))
+        with pytest.raises(ModelError, match=r"no model\.onnx"):
+            load_predictor(directory, threads=1)
+
+
+@needs_torchao
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", [{"method": "cast"}, TORCHAO, TORCHAO | {"scheme": "fp8_dynamic"}], ids=str)
+def test_answers_on_a_gpu_stay_within_the_rounding(directories, tmp_path, spec):
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU that computes in fp8")
+    Method.make(spec).apply(directories / "torch", tmp_path, None)
+    batch = examples(60)
+    reference = load_predictor(directories / "torch", threads=1).predict(batch)
+    predictor = load_predictor(tmp_path, threads=1, gpu=True)
+    found = predictor.predict(batch)
+    assert np.median(np.abs(found - reference)) < 0.3
+    alone = np.concatenate([predictor.predict([example]) for example in batch])
+    assert np.median(np.abs(found - alone)) < 0.1

@@ -10,7 +10,8 @@ from lspm_ray.artifact import ArtifactStore
 from lspm_ray.errors import ConfigError
 from lspm_ray.profiling.baselines import linear, majority
 from lspm_ray.profiling.measure import Bench, size_mb, summarize
-from lspm_ray.profiling.profile import ProfileConfig
+from lspm_ray.profiling.profile import ProfileConfig, _speeds
+from lspm_ray.tasks import Task
 from tests.toy_corpus import toy_corpus
 from tests.toys import toy_model_artifact, toy_model_dir
 
@@ -73,6 +74,22 @@ def test_summary_is_the_median_of_medians_and_the_tail_of_all():
 def test_batch_sizes_that_cannot_be_measured(sizes, message):
     with pytest.raises(ConfigError, match=message):
         ProfileConfig.parse({"batch_sizes": sizes})
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("threads", [1, 2])
+def test_several_threads_are_measured_beside_one(ray_cluster, tmp_path, threads):
+    store = ArtifactStore(str(tmp_path))
+    models = {name: toy_model_artifact(store, name) for name in ("full", "small")}
+    config = ProfileConfig.parse({"batch_sizes": [1, 2], "rounds": 2, "cell_s": 0.01, "rows": 8, "threads": threads})
+    task = Task.make("text_classification")
+    speeds, encode_s, _ = _speeds(config.as_served(1, 0), task, models, toy_corpus(store), lambda _: None)
+    assert encode_s > 0 and set(speeds) == set(models)
+    for speed in speeds.values():
+        assert speed.threads == threads
+        assert (speed.one_thread is not None) == (threads > 1)
+        if speed.one_thread is not None:
+            assert set(speed.one_thread.rows_per_s) == {1, 2} and speed.one_thread.p50_ms > 0
 
 
 def test_majority_is_the_class_shares():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.report import tables
 from lspm_ray.report.build import DATA_FILE, PAGE_FILE
 from lspm_ray.report.findings import Findings
 from tests.report.pages import (
@@ -177,6 +178,22 @@ def test_every_number_of_the_speed_table_is_in_the_json(case: Case) -> None:
         assert shown[1:] == pytest.approx(
             [s.p50_ms, s.p99_ms, *s.rows_per_s.values(), s.peak_memory_mb, s.size_mb, s.load_s], rel=0.006
         )
+
+
+def test_one_thread_has_a_column_where_it_was_measured(case: Case) -> None:
+    found = findings(case)
+    variants = [
+        v.model_copy(update={"speed": v.speed.with_one_thread(v.speed)}) if v.speed else v for v in found.variants
+    ]
+    html = str(tables.speed(found.model_copy(update={"variants": variants})))
+    table = parse(f"<html><body>{html}</body></html>").by_id("t-speed")
+    shown = {row[0].split("|")[0]: row[-1].replace(",", "") for row in table.rows() if len(row) > 1}
+    assert "one thread" in table.text() and "one thread" not in page(case).by_id("t-speed").text()
+    for v in found.variants:
+        if v.speed is None:
+            assert shown[v.name] == "–"
+        else:
+            assert float(shown[v.name]) == pytest.approx(v.speed.best_rows_per_s, rel=0.006)
 
 
 def test_recall_changes_are_in_the_json_and_absent_classes_have_none(case: Case) -> None:

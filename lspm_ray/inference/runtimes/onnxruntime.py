@@ -19,6 +19,8 @@ ONNX_FILE = "model.onnx"
 class OnnxRuntime(Runtime):
     """ONNX Runtime, CPU execution provider."""
 
+    weights: ClassVar[str] = ".onnx"
+
     def load(self, directory: Path, threads: int, gpu: bool) -> Predictor:
         """Load `model.onnx`; it has no use for a GPU.
 
