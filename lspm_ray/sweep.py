@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware, join, name_of, open_artifact
 from lspm_ray.cluster import smallest_node, totals
 from lspm_ray.config import override
+from lspm_ray.corpus.sources import fingerprint_sources
 from lspm_ray.errors import ArtifactError, ConfigError, ResourceError
 from lspm_ray.evaluation.outputs import outputs, read_outputs
 from lspm_ray.pipeline import Pipeline
@@ -287,6 +288,8 @@ def _identity(settings: Settings) -> dict[str, Any]:
     plain = settings.with_values({}).model_dump(mode="json", include=set(sections))
     for section in ("finetune", "compress"):
         plain[section].pop("workers", None)
+    if settings.compress.unlabelled is not None:
+        plain["compress"]["unlabelled"]["source"] = fingerprint_sources(settings.compress.unlabelled)
     plain["serve"] = plain["serve"]["variant"]
     tune = _config(settings).model_dump(mode="json", exclude=_EXECUTION)
     if tune["objectives"] is not None:  # their order counts, and that of a mapping does not

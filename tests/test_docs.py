@@ -71,13 +71,15 @@ def test_files_that_are_named_exist(name):
     assert (ROOT / name.replace("NAME.py", "margin.py")).exists()
 
 
-def test_the_page_on_compression_lists_every_method_and_preset_and_its_example_works():
+def test_the_page_on_compression_lists_every_method_and_preset_and_its_examples_work():
     page = (ROOT / "docs" / "compression.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `(\w+)` \|", page, flags=re.M)) == sorted(Method.names())
     presets = page.partition("Presets: ")[2].partition("\n")[0]
     assert re.findall(r"`(\w+)`", presets) == list(PRESETS)
-    (example,) = blocks(page, "yaml")
-    CompressConfig.parse(yaml.safe_load(example)["compress"])
+    examples = blocks(page, "yaml")
+    assert examples
+    for example in examples:
+        CompressConfig.parse(yaml.safe_load(example)["compress"])
 
 
 def test_the_validator_in_contributing_works():

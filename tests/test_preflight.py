@@ -11,7 +11,7 @@ from lspm_ray.artifact import ArtifactStore
 from lspm_ray.commands.predict import Request, predict
 from lspm_ray.commands.preflight import check
 from lspm_ray.documents.tokenizer import take_over
-from lspm_ray.errors import ConfigError, ModelError, UserError
+from lspm_ray.errors import ConfigError, DataError, ModelError, UserError
 from lspm_ray.models.base import base
 from lspm_ray.pipeline import Pipeline
 from lspm_ray.settings import Settings
@@ -59,6 +59,20 @@ def test_what_does_not_fit_the_model_is_refused(raw, made, changes, error, messa
         base(settings.start, ArtifactStore(settings.output))
     with pytest.raises(error, match=message):
         check(settings, settings.stages[1:] if made else settings.stages)
+
+
+def test_texts_without_labels_are_looked_at(raw, tmp_path):
+    (tmp_path / "more.jsonl").write_text('{"body": "a nice dress"}\n')
+    more = {"source": str(tmp_path / "more.jsonl"), "text": "body"}
+    settings = Settings.parse(raw | {"compress": raw["compress"] | {"unlabelled": more}})
+    assert "compress: 1 file(s) of texts without labels" in check(settings, settings.stages)
+    for change, message in (
+        ({"text": "words"}, r"compress\.unlabelled\.text.*'words'.*body"),
+        ({"source": str(tmp_path / "none.jsonl")}, r"compress\.unlabelled\.source: no such file"),
+    ):
+        settings = Settings.parse(raw | {"compress": raw["compress"] | {"unlabelled": more | change}})
+        with pytest.raises(DataError, match=message):
+            check(settings, settings.stages)
 
 
 @pytest.fixture

@@ -64,6 +64,9 @@ def check(settings: Settings, missing: Sequence[str]) -> list[str]:
         found += _start(settings, missing)
     if "prepare" in missing:
         found.append(_data(settings.labelled))
+    if "compress" in missing and settings.compress.unlabelled is not None:
+        files = check_files(settings.compress.unlabelled)
+        found.append(f"compress: {len(files)} file(s) of texts without labels")
     address = running_cluster(settings.cluster)
     if address is not None:
         return [*found, f"resources: known once connected to {address}"]

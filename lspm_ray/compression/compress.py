@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, open_artifact
 from lspm_ray.cluster import node_cpus, totals, turn_on_cluster
 from lspm_ray.compression.effect import effect_of, effects_of, reference
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.compression.recipe import FULL, VariantConfig, waves
+from lspm_ray.compression.unlabelled import UnlabelledConfig, mix, unlabelled_rows
 from lspm_ray.config import Config
 from lspm_ray.corpus.execute import run_serially
 from lspm_ray.corpus.shards import class_counts, split_files
@@ -40,10 +41,12 @@ class CompressConfig(Config):
     Attributes:
         variants: name -> recipe.
         workers: train the students data-parallel on these workers; None trains each in the one task that makes it.
+        unlabelled: texts that students learn from as well, with the full model's outputs in place of labels.
     """
 
     variants: dict[str, VariantConfig] = Field(default_factory=dict)
     workers: WorkersConfig | None = None
+    unlabelled: UnlabelledConfig | None = None
 
     @field_validator("variants")
     @classmethod
@@ -52,6 +55,26 @@ class CompressConfig(Config):
             if name == FULL or not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"`{name}` cannot name a variant: use letters, digits, - and _, and not `{FULL}`")
         return variants
+
+    @model_validator(mode="after")
+    def _unlabelled_is_learnt_from(self) -> CompressConfig:
+        if self.unlabelled is None:
+            return self
+        learning = [
+            (f"variants.{name}.recipe.{number}", method.distillation)
+            for name, variant in self.variants.items()
+            for number, method in enumerate(variant.methods())
+            if method.learns_unlabelled
+        ]
+        if not learning:
+            raise ValueError("unlabelled: no recipe has a method that learns from texts without labels")
+        for where, distill in learning:
+            if distill is not None and not distill.weight and not distill.matches:
+                raise ValueError(
+                    f"{where}.distill.weight: with 0 nothing is learnt from texts without labels; "
+                    "give the teacher some weight, or set distill.unlabelled to false"
+                )
+        return self
 
 
 class _Step(Config):
@@ -102,12 +125,16 @@ def compress(
     methods = [m for variant in config.variants.values() for m in variant.methods()]
     for method in methods:
         method.check_data(data)
-    teacher = _teach(full, data, store, report, here) if any(m.needs_teacher for m in methods) else None
+    taught = _teach(full, data, store, report, here) if any(m.needs_teacher for m in methods) else None
+    mixed = taught
+    if taught is not None and config.unlabelled is not None and any(m.learns_unlabelled for m in methods):
+        mixed = _mixed(config.unlabelled, task, full, data, taught, store, report, here)
     made: dict[int, Artifact] = {}
     for wave in waves(config.variants):
         steps = []
         for prefix in wave:
             source = made[_id(prefix[:-1])] if len(prefix) > 1 else full
+            teacher = mixed if Method.make(prefix[-1]).learns_unlabelled else taught
             step = _step(config, task, prefix[-1], source, data, teacher, full, store)
             steps.append(step.model_copy(update={"wait_for_nodes_s": wait_for_nodes_s}))
         if any(store.find(STAGE, step.key) is None for step in steps):
@@ -221,14 +248,32 @@ def _run_here(steps: list[_Step], store: ArtifactStore, report: Report, threads:
     return [store.get(f"{STAGE}-{step.key}") for step in steps]
 
 
-def _teach(full: Artifact, data: Artifact, store: ArtifactStore, report: Report, here: int | None) -> Artifact:
+def _teach(
+    full: Artifact, data: Artifact, store: ArtifactStore, report: Report, here: int | None, rows: int | None = None
+) -> Artifact:
     if here is None:
-        return teach(full, data, store, TEACHER_COLUMN, report)
+        return teach(full, data, store, TEACHER_COLUMN, report, rows=rows)
     import torch
 
     # What the cluster has may be held by others: this process has the GPU that it sees, or none.
     gpu = torch.cuda.is_available()
-    return teach(full, data, store, TEACHER_COLUMN, report, InferHere(here), run_serially, gpu)
+    return teach(full, data, store, TEACHER_COLUMN, report, InferHere(here), run_serially, gpu, rows)
+
+
+def _mixed(
+    config: UnlabelledConfig,
+    task: Task,
+    full: Artifact,
+    data: Artifact,
+    taught: Artifact,
+    store: ArtifactStore,
+    report: Report,
+    here: int | None,
+) -> Artifact:
+    """The training rows and the unlabelled ones, with the teacher's outputs."""
+    execute = None if here is None else run_serially
+    more = unlabelled_rows(config, task, full, data, store, report, execute)
+    return mix(taught, _teach(full, more, store, report, here, more.manifest.summary["rows"]), store, report)
 
 
 def _make(raw: dict[str, Any], report: Report) -> None:
@@ -304,6 +349,7 @@ def _train(
         moved = Path(shutil.move(start, temporary))
         initial = _keep_start(ArtifactStore(work), moved)
         source = open_artifact(step.teacher) if step.teacher else data
+        total = sum(class_counts(data, "train"))
         # This process holds CPUs of the cluster: tasks that it waited for might never get any.
         files = split_files(source, "train", run_serially)
         job = TrainJob(
@@ -312,7 +358,7 @@ def _train(
             task=step.what["task"],
             train_files=files,
             validation_files=split_files(data, "validation", run_serially),
-            train_rows=sum(class_counts(data, "train")),
+            train_rows=source.manifest.summary.get("rows", total) if step.teacher else total,
             class_counts=class_counts(data, "train"),
             config=config,
             distill=distill if step.teacher else None,

@@ -76,6 +76,11 @@ class Method(Plugin):
         found = getattr(self, "distill", None)
         return found if isinstance(found, DistillConfig) else None
 
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether it learns from rows without labels too."""
+        return self.needs_teacher and self.distillation is not None and self.distillation.unlabelled
+
     def check(self, shape: Shape) -> Shape:
         """Refuse a model that the method does not fit, before anything is trained.
 

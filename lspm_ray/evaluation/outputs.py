@@ -240,6 +240,7 @@ def teach(
     compute: Infer = infer_on_ray,
     execute: Execute | None = None,
     gpu: bool | None = None,
+    rows: int | None = None,
 ) -> Artifact:
     """The training split with the teacher's logits in `column`: computed once, for every student.
 
@@ -252,6 +253,7 @@ def teach(
         compute: runs the teacher; by default Ray Data on the connected cluster.
         execute: checks large shards; by default the same.
         gpu: whether to use GPUs; None for those of the cluster, if it has any.
+        rows: that `data` has, where it is no prepared corpus but has files of training rows like one.
 
     Returns:
         An artifact with `train/part-*.parquet`: input_ids, label, `column`, rows in the order of the training split.
@@ -260,7 +262,7 @@ def teach(
     def build(draft: Any) -> None:
         # A student learns as well from logits that were rounded: any GPU will do.
         on_gpu = totals()["GPU"] >= 1 if gpu is None else gpu
-        total = sum(class_counts(data, "train"))
+        total = sum(class_counts(data, "train")) if rows is None else rows
         (draft.path / "train").mkdir()
         done = 0
         tables = compute(split_files(data, "train", execute), {column: teacher}, ["label"], on_gpu)

@@ -19,6 +19,8 @@ CHUNK_BATCHES = 32
 
 TRAIN_COLUMNS = ["input_ids", "label"]
 TEACHER_COLUMN = "teacher_logits"
+NO_LABEL = -1
+"""Label of a row that has none: only a teacher can say anything about it."""
 
 
 def chunk_rows(batch_size: int) -> int:
@@ -45,8 +47,8 @@ def batches(
         epoch: number of the pass over the data.
 
     Yields:
-        `input_ids`, `attention_mask` [rows, tokens], `labels` [rows] and, if the table has them,
-        `teacher_logits` [rows, labels].
+        `input_ids`, `attention_mask` [rows, tokens], `labels` [rows] (`NO_LABEL` where there is none) and, if the
+        table has them, `teacher_logits` [rows, labels].
     """
     for number, chunk in enumerate(chunks):
         random = np.random.default_rng([seed, epoch, number])

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lspm_ray.tasks import Task
-from lspm_ray.training.batches import TEACHER_COLUMN
+from lspm_ray.training.batches import NO_LABEL, TEACHER_COLUMN
 from lspm_ray.training.config import DistillConfig, GatekeeperConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def batch_loss(
         task: whose loss it is.
         distill: how the teacher counts; None for no teacher.
         logits: the student's [rows, labels].
-        batch: `labels` [rows] and, with a teacher, `teacher_logits` [rows, labels].
+        batch: `labels` [rows] and, with a teacher, `teacher_logits` [rows, labels]. Rows with `NO_LABEL`, which need a
+            teacher, have no part in the task's loss, but count as rows.
     """
     if distill is None:
         return task.loss(logits, batch)
@@ -42,14 +43,25 @@ def _taught(task: Task, distill: DistillConfig, logits: torch.Tensor, batch: dic
     import torch.nn.functional as F
 
     if distill.weight == 0:
-        return task.loss(logits, batch)
+        return _task_loss(task, logits, batch)
     t = distill.temperature
     student = F.log_softmax(logits.float() / t, dim=-1)
     teacher = F.log_softmax(batch[TEACHER_COLUMN] / t, dim=-1)
     soft = F.kl_div(student, teacher, log_target=True, reduction="batchmean") * t * t
     if distill.weight == 1:
         return soft
-    return distill.weight * soft + (1 - distill.weight) * task.loss(logits, batch)
+    return distill.weight * soft + (1 - distill.weight) * _task_loss(task, logits, batch)
+
+
+def _task_loss(task: Task, logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The task's loss, a mean over all rows, to which those without a label add nothing."""
+    known = batch["labels"] != NO_LABEL
+    share = float(known.float().mean())
+    if share == 1:
+        return task.loss(logits, batch)
+    if share == 0:
+        return 0 * logits.float().sum()  # keeps the gradient of every parameter, which DDP waits for
+    return share * task.loss(logits[known], _rows(batch, known))
 
 
 def _gatekeeper(
@@ -71,14 +83,17 @@ def _gatekeeper(
 
 
 def wrong_rows(keeper: GatekeeperConfig, logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """bool [rows], whether the answer counts as wrong; nothing is differentiated through it."""
-    answer = logits.detach().argmax(dim=-1)
+    """bool [rows], whether the answer counts as wrong; nothing is differentiated through it.
+
+    Where there is no label, the teacher's answer stands for it.
+    """
+    answer, taught = logits.detach().argmax(dim=-1), batch[TEACHER_COLUMN].argmax(dim=-1)
+    labels = taught.where(batch["labels"] == NO_LABEL, batch["labels"])
     if keeper.wrong_when == "label":
-        return answer != batch["labels"]
-    taught = batch[TEACHER_COLUMN].argmax(dim=-1)
+        return answer != labels
     if keeper.wrong_when == "disagreement":
         return answer != taught
-    return (answer != batch["labels"]) & (taught == batch["labels"])
+    return (answer != labels) & (taught == labels)
 
 
 def _from_uniform(logits: torch.Tensor) -> torch.Tensor:

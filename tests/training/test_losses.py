@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lspm_ray.tasks import Task
-from lspm_ray.training.batches import TEACHER_COLUMN
+from lspm_ray.training.batches import NO_LABEL, TEACHER_COLUMN
 from lspm_ray.training.config import DistillConfig, GatekeeperConfig
 from lspm_ray.training.losses import batch_loss, wrong_rows
 
@@ -93,3 +93,29 @@ def test_what_counts_as_wrong(wrong_when, expected):
     batch = {"labels": labels, TEACHER_COLUMN: one_hot(teacher, 2).float()}
     keeper = GatekeeperConfig(wrong_when=wrong_when)
     assert wrong_rows(keeper, one_hot(student, 2).float(), batch).tolist() == expected
+
+
+def test_rows_without_a_label_learn_from_the_teacher_alone():
+    teacher = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    batch = {"labels": torch.tensor([0, NO_LABEL]), TEACHER_COLUMN: teacher}
+    p = teacher.softmax(-1)
+    soft = (p * (p.log() - LOGITS.log_softmax(-1))).sum(1).mean()
+    hard = torch.nn.functional.cross_entropy(LOGITS[:1], LABELS[:1]) / 2  # a mean over both rows
+    found = batch_loss(TASK, DistillConfig(temperature=1, weight=0.25), LOGITS, batch)
+    assert found == pytest.approx(float(0.25 * soft + 0.75 * hard))
+
+
+@pytest.mark.parametrize("distill", [DistillConfig(), DistillConfig(weight=0), gatekeeper()])
+def test_a_batch_may_have_no_label_at_all(distill):
+    logits = LOGITS.clone().requires_grad_()
+    batch = {"labels": torch.full((2,), NO_LABEL), TEACHER_COLUMN: torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]])}
+    batch_loss(TASK, distill, logits, batch).backward()
+    assert logits.grad.isfinite().all()
+    assert bool(logits.grad.any()) == (distill.weight > 0)
+
+
+@pytest.mark.parametrize("wrong_when", ["label", "disagreement", "regret"])
+def test_without_a_label_the_teachers_answer_counts(wrong_when):
+    batch = {"labels": torch.full((2,), NO_LABEL), TEACHER_COLUMN: torch.tensor([[1.0, 0.0], [1.0, 0.0]])}
+    student = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    assert wrong_rows(GatekeeperConfig(wrong_when=wrong_when), student, batch).tolist() == [True, False]
