@@ -10,7 +10,7 @@ from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
 from lspm_ray.report import words
 from lspm_ray.report.findings import Findings, FlippedRow, Flips
-from lspm_ray.report.grid import TALL_FROM, cell, head, missing, row, share_of, table, text_cell
+from lspm_ray.report.grid import TALL_FROM, cell, head, missing, missing_text, row, share_of, table, text_cell
 from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.selection.break_even import BreakEven
 
@@ -226,7 +226,7 @@ def steps(findings: Findings) -> Html | None:
 
 def _step(effect: StepEffect) -> list[Html]:
     return [
-        missing("nothing was done yet") if effect.step is None else text_cell(str(effect.step["method"])),
+        text_cell(missing_text("nothing was done yet") if effect.step is None else str(effect.step["method"])),
         cell(words.percent(effect.accuracy)),
         cell(words.percent(effect.balanced_accuracy)),
         cell(f"{effect.loss:.3f}"),
@@ -250,7 +250,7 @@ def left(findings: Findings) -> Html | None:
 
 def _part(part: str, value: Any) -> Html:
     if value is None:
-        return missing("as before, or no such part")
+        return text_cell(missing_text("as before, or no such part"))
     if part == "layers":
         return text_cell(f"{words.count(len(value))}: {', '.join(map(str, value))}")
     if part == "vocabulary":
