@@ -195,6 +195,7 @@ def _row(
         speed=speed,
         cost=cost,
         steps=[StepEffect.parse(step) for step in model.manifest.summary.get("steps", [])] if model else [],
+        structure=(variant.structure or {}) if variant else {},
     )
 
 

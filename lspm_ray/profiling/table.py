@@ -74,6 +74,7 @@ class VariantProfile(Config):
         cost: seconds per example relative to full, tokenising included, each at its best batch size.
         dominated_by: a variant that is at least as good on selection and no more expensive.
         steps: what each step of its recipe did, the full model first; empty for full and baselines.
+        structure: what compression left of the full model's parts, by part; empty where nothing is known.
     """
 
     name: str
@@ -91,6 +92,7 @@ class VariantProfile(Config):
     cost: float
     dominated_by: str | None = None
     steps: list[StepEffect] = Field(default_factory=list)
+    structure: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def servable(self) -> bool:

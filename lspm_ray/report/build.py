@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, name_of
 from lspm_ray.compression.recipe import FULL
@@ -22,6 +26,7 @@ from lspm_ray.report.findings import (
     DataSummary,
     Findings,
     FlippedRow,
+    Flips,
     Promise,
     Reliability,
     Source,
@@ -101,6 +106,7 @@ def gather(
     models = list(dict.fromkeys([FULL, *(stage.model.name for stage in plan.stages)]))
     sources = {"data": data, "full model": full, "profile": profile}
     sources |= {f"outputs of {name}": artifact for name, artifact in outputs.items()} | {"plan": select}
+    answers = _Answers.read(outputs)
     return Findings(
         date=max(artifact.manifest.created_utc for artifact in sources.values()),
         code_version=select.manifest.code_version,
@@ -123,7 +129,8 @@ def gather(
         training=training(full),
         gain=None if gain is None else read_gain(gain),
         forgetting=Forgetting.parse(select.read_json(FORGETTING_FILE)) if _has(select, FORGETTING_FILE) else None,
-        flipped=_flipped(outputs, plan.labels),
+        flips=answers.flips(),
+        flipped=answers.flipped(plan.labels),
         break_even=[BreakEven.parse(raw) for raw in select.read_json(BREAK_EVEN_FILE)]
         if _has(select, BREAK_EVEN_FILE)
         else [],
@@ -168,17 +175,43 @@ def _has(artifact: Artifact, file: str) -> bool:
     return file in artifact.manifest.files
 
 
-def _flipped(outputs: Mapping[str, Artifact], labels: Sequence[str]) -> list[FlippedRow]:
-    read = {name: read_outputs(artifact, "test") for name, artifact in outputs.items()}
-    ids, truth, _ = read[FULL]
-    right = {name: logits.argmax(1) == truth for name, (_, _, logits) in read.items()}
-    full = right.pop(FULL)
-    return [
-        FlippedRow(
-            id=str(ids[found.row]), label=labels[truth[found.row]], direction=found.direction, models=found.models
-        )
-        for found in exemplars(right, full, MOST_FLIPPED)
-    ]
+@dataclass(frozen=True)
+class _Answers:
+    """Who is right about each test row: full, and the variants by name; bool [rows]."""
+
+    ids: list[str]
+    truth: NDArray[np.int64]
+    full: NDArray[np.bool_]
+    right: dict[str, NDArray[np.bool_]]
+
+    @classmethod
+    def read(cls, outputs: Mapping[str, Artifact]) -> _Answers:
+        read = {name: read_outputs(artifact, "test") for name, artifact in outputs.items()}
+        ids, truth, _ = read[FULL]
+        right = {name: logits.argmax(1) == truth for name, (_, _, logits) in read.items()}
+        return cls(ids, truth, right.pop(FULL), right)
+
+    def flips(self) -> list[Flips]:
+        return [
+            Flips(
+                model=name,
+                rows=len(self.ids),
+                lost=int((self.full & ~right).sum()),
+                gained=int((right & ~self.full).sum()),
+            )
+            for name, right in self.right.items()
+        ]
+
+    def flipped(self, labels: Sequence[str]) -> list[FlippedRow]:
+        return [
+            FlippedRow(
+                id=str(self.ids[found.row]),
+                label=labels[self.truth[found.row]],
+                direction=found.direction,
+                models=found.models,
+            )
+            for found in exemplars(self.right, self.full, MOST_FLIPPED)
+        ]
 
 
 def _planned(table: ProfileTable, plan: Plan) -> Alternative:

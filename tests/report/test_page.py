@@ -6,8 +6,11 @@ import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.report import tables
+from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
 from lspm_ray.report.build import DATA_FILE, PAGE_FILE
+from lspm_ray.report.compression import MOST_CLASSES, PLAN, forgetting
 from lspm_ray.report.findings import Findings
+from lspm_ray.report.markup import join, plain
 from tests.report.pages import (
     Node,
     check_figures,
@@ -45,9 +48,10 @@ def findings(case: Case) -> Findings:
 
 def test_every_section_is_there_and_linked(case: Case) -> None:
     found = page(case)
-    assert [section.attributes["id"] for section in found.all("section")] == SECTIONS
+    expected = [section for section in SECTIONS if section != "when-it-pays" or findings(case).break_even]
+    assert [section.attributes["id"] for section in found.all("section")] == expected
     links = [link.attributes["href"] for link in next(found.all("nav")).all("a")]
-    assert links == [f"#{section}" for section in SECTIONS]
+    assert links == [f"#{section}" for section in expected]
 
 
 def test_headings_form_an_outline(case: Case) -> None:
@@ -101,21 +105,86 @@ def test_every_number_of_the_quality_table_is_in_the_json(case: Case) -> None:
 def test_classes_that_are_lost_are_told_with_a_verdict(case: Case) -> None:
     found = findings(case).forgetting
     assert found is not None
-    judged = ({"the plan's answers": found.plan} if found.plan else {}) | found.alone
+    judged = ({PLAN: found.plan} if found.plan else {}) | found.alone
     if not judged:
         assert "t-forgetting" not in text(case)
         return
-    rows = [row for row in page(case).by_id("t-forgetting").rows() if len(row) > 1]
-    assert len(rows) == sum(min(20, len(changes)) for changes in judged.values())
-    for model, changes in judged.items():
-        worst = sorted(changes, key=lambda change: (change.verdict != "forgotten", -change.drop))[0]
-        shown = next(row for row in rows if row[0] == model)
-        assert shown[2:5] == [f"{n:,}" for n in (worst.rows, worst.lost, worst.gained)]
-        assert shown[6].endswith(str(worst.verdict)) and shown[6][0] in "✓✗?"
+    heads = [head.text() for head in page(case).by_id("t-forgetting").all("th") if head.attributes["scope"] == "col"]
+    assert heads == ["class", "rows", *(f"{model}points lost" for model in judged)]
+    labels = [plain(change.label) for change in next(iter(judged.values()))]
+    rows = page(case).by_id("t-forgetting").rows()
+    assert len(rows) == min(MOST_CLASSES, len(labels))
+    for row in rows:
+        for shown, changes in zip(row[2:], judged.values(), strict=True):
+            change = changes[labels.index(row[0])]
+            drop, counts, verdict = shown.split("|")
+            assert row[1] == f"{change.rows:,}"
+            assert float(drop.replace("−", "-")) == pytest.approx(100 * change.drop, abs=0.051)
+            assert counts == f"{change.lost:,} lost, {change.gained:,} gained"
+            assert verdict[0] in "✓✗?" and verdict[2:] == change.verdict
     forgotten = {model for model, changes in found.alone.items() if any(c.verdict == "forgotten" for c in changes)}
     told = page(case).by_id("classes").text()
     assert all(f"{model} alone forgets" in told for model in forgotten)
-    assert ("No model is shown to forget" in told) is not bool(forgotten)
+    assert ("No model, nor the plan" in told) is not any(
+        change.verdict == "forgotten" for changes in judged.values() for change in changes
+    )
+
+
+def test_of_many_classes_all_that_are_forgotten_and_the_worst_are_shown() -> None:
+    changes = [ClassChange(label=f"c{i}", rows=100, right=90, lost=i, gained=0, verdict="kept") for i in range(40)]
+    changes[2] = changes[2].model_copy(update={"verdict": "forgotten"})
+    shown = table_of(Forgetting(bound=0.05, alone={"a": changes, "b": changes[:39]}, plan=[]))
+    assert [row[0] for row in shown.rows()] == ["c2", *(f"c{i}" for i in range(21, 40))]
+    assert shown.rows()[-1][3] == "–"
+    assert "20 classes that lose less are left out." in shown.text()
+    many = [change.model_copy(update={"verdict": "forgotten"}) for change in changes[:25]]
+    assert len(table_of(Forgetting(bound=0.05, alone={"a": many}, plan=[])).rows()) == 25
+
+
+def test_a_plan_that_forgets_is_told_even_where_no_model_does_alone() -> None:
+    lost = ClassChange(label="rare", rows=100, right=90, lost=40, gained=0, verdict="forgotten")
+    unsure = lost.model_copy(update={"label": "few", "rows": 4, "lost": 1, "verdict": "cannot be told"})
+    told = summary_of(Forgetting(bound=0.05, alone={"a": [unsure]}, plan=[lost, unsure]))
+    assert "Forgotten is a class that loses more than 5 points of recall." in told
+    assert f"{PLAN} forget 1 class, most of all rare (40.0 points)." in told
+    assert "For 1 of 2 classes it cannot be told" in told
+    assert "No bound is set" in summary_of(Forgetting(bound=None, alone={"a": [unsure]}, plan=[]))
+
+
+def table_of(found: Forgetting) -> Node:
+    return parse(join(forgetting(found))).by_id("t-forgetting")
+
+
+def summary_of(found: Forgetting) -> str:
+    return next(parse(join(forgetting(found))).all("p")).text()
+
+
+def test_flips_are_counted_variant_by_variant(case: Case) -> None:
+    run, found = case[0], findings(case).flips
+    if not found:
+        assert not run.variants and "Rows that compression flips" not in text(case)
+        return
+    rows = page(case).by_id("t-flips").rows()
+    full = run.logits["full"]["test"].argmax(1) == run.truth["test"]
+    assert [row[0] for row in rows] == list(run.variants)
+    for row in rows:
+        right = run.logits[row[0]]["test"].argmax(1) == run.truth["test"]
+        lost, gained = int((full & ~right).sum()), int((~full & right).sum())
+        assert row[1:] == [f"{lost:,}", f"{gained:,}", f"{lost + gained:,}", f"{100 * (lost + gained) / run.rows:.1f}"]
+
+
+def test_what_is_left_of_a_model_is_shown_where_it_is_known(case: Case) -> None:
+    known = {v.name: v.structure for v in findings(case).variants if v.structure}
+    if not known:
+        assert "t-left" not in text(case)
+        return
+    rows = {row[0]: row[1:] for row in page(case).by_id("t-left").rows()}
+    assert list(rows) == list(known)
+    for variant, parts in known.items():
+        shown = [cell for cell in rows[variant] if cell != "–"]
+        assert ("2: 0, 5" in shown) is ("layers" in parts)
+        assert ("9,000 of 30,522" in shown) is ("vocabulary" in parts)
+        assert ("768, 700, 812, 768, 768, 1,024" in shown) is ("neurons" in parts)
 
 
 def test_rows_that_compression_flips_are_named_by_id(case: Case) -> None:
@@ -133,7 +202,7 @@ def test_rows_that_compression_flips_are_named_by_id(case: Case) -> None:
 def test_when_a_variant_pays_is_told_for_every_batch_size(case: Case) -> None:
     found = findings(case).break_even
     if not found:
-        assert "no variant was measured" in page(case).by_id("when-it-pays").text()
+        assert "When a cascade pays" not in text(case)
         return
     rows = page(case).by_id("t-pays").rows()
     assert [(row[0], row[1], row[6]) for row in rows] == [(e.first, str(e.batch_size), e.finding()) for e in found]
@@ -151,7 +220,8 @@ def test_recipes_are_shown_step_by_step(case: Case) -> None:
 def test_runs_of_older_versions_are_shown_without_what_they_do_not_have(tmp_path: Path) -> None:
     run = Run(ArtifactStore(str(tmp_path)), rows=300, variants=("bag",), old=True)
     found = parse(run.report().read_bytes(PAGE_FILE).decode())
-    assert "Recipes, step by step" not in found.by_id("variants").text()
+    shown = found.text()
+    assert "Recipes, step by step" not in shown and "When a cascade pays" not in shown
     assert run.findings().forgetting is None and not run.findings().break_even
 
 
