@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
-from lspm_ray.report import tables
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
+from lspm_ray.report import tables
 from lspm_ray.report.build import DATA_FILE, PAGE_FILE
 from lspm_ray.report.compression import MOST_CLASSES, PLAN, forgetting
 from lspm_ray.report.findings import Findings
