@@ -40,8 +40,8 @@ class ProfileConfig(Config):
         rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
         cell_s: seconds per variant, round and batch size.
         rows: random rows of the selection split to measure speed with.
-        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). More than one are
-            measured beside one, for comparison, in a round of their own.
+        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). Where these are
+            several, one is measured as well, for comparison, in a round of its own.
         gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
         resamples: bootstrap resamples of the quality intervals.
     """

@@ -90,7 +90,8 @@ def _summary(found: Forgetting) -> list[Child]:
         return ["No bound is set on what a class may lose (select.constraints.max_recall_drop)."]
     bound = f"more than {100 * found.bound:.6g} points of recall"
     guilty = {
-        model: [change for change in changes if change.verdict == "forgotten"] for model, changes in found.alone.items()
+        model: [change for change in changes if change.verdict == "forgotten"]
+        for model, changes in _judged(found).items()
     }
     parts: list[Child] = [_forgets(model, changes) for model, changes in guilty.items() if changes]
     if not parts:
