@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lspm_ray.artifact import hardware, open_artifact
-from lspm_ray.inference.predictor import Runtime, load_predictor
+from lspm_ray.artifact import Artifact, hardware, open_artifact
+from lspm_ray.inference.predictor import Predictor, Runtime, load_predictor
+from lspm_ray.models.directory import read_variant
 from lspm_ray.tasks import Encoded
 
 _WARM_UP_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to measure.
+
+    Attributes:
+        load: makes it, in the process that measures it.
+        size_mb: of the files it needs.
+    """
+
+    load: Callable[[], Predictor]
+    size_mb: float
+
+    @classmethod
+    def of(cls, model: Artifact, threads: int, gpu: bool) -> Candidate:
+        """A model artifact, as a replica with so many CPU threads, or a GPU, would load it."""
+        directory = model.local()
+        return cls(partial(_load, model.uri, threads, gpu), size_mb(directory, read_variant(directory).runtime))
+
+
+def _load(uri: str, threads: int, gpu: bool) -> Predictor:
+    return load_predictor(open_artifact(uri).local(), threads, gpu)
 
 
 class Bench:
     """One loaded model and the clock. Runs as a Ray actor: one process per variant, as a served replica is.
 
     Args:
-        uri: model artifact.
-        threads: CPU threads it may use.
-        gpu: whether it runs on the GPU.
+        load: makes the model.
         examples: token ids to measure with, a random sample of real rows.
         cell_s: time spent on one measurement.
     """
 
-    def __init__(self, uri: str, threads: int, gpu: bool, examples: Sequence[Encoded], cell_s: float) -> None:
-        directory = open_artifact(uri).local()
+    def __init__(self, load: Callable[[], Predictor], examples: Sequence[Encoded], cell_s: float) -> None:
         started = time.perf_counter()
-        self._predictor = load_predictor(directory, threads, gpu)
+        self._predictor = load()
         self._predictor.predict(examples[:1])
         self.load_s = time.perf_counter() - started
         self._examples = list(examples)

@@ -21,7 +21,7 @@ from lspm_ray.evaluation.metrics import Comparison, compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, outputs, read_outputs
 from lspm_ray.models.directory import load_tokenizer, read_variant
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, linear, majority
-from lspm_ray.profiling.measure import Bench, size_mb, summarize
+from lspm_ray.profiling.measure import Bench, Candidate, summarize
 from lspm_ray.profiling.pareto import Point, dominated_by
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.progress import Report
@@ -229,50 +229,56 @@ def _speeds(
                 f"no node has {bundle} free to measure on, for {_PLACEMENT_TIMEOUT_S} s", field="profile"
             )
         strategy = PlacementGroupSchedulingStrategy(group)
-        speeds, measured_on = measure(config, models, examples, report, strategy)
+        speeds, measured_on = measure_models(config, models, examples, report, strategy)
         if not gpu and (config.threads or 1) > 1:
             report("profile: the same with one thread")
-            single, _ = measure(
-                config.model_copy(update={"threads": 1, "rounds": 1}), models, examples, report, strategy
-            )
+            alone = config.model_copy(update={"threads": 1, "rounds": 1})
+            single, _ = measure_models(alone, models, examples, report, strategy)
             speeds = {name: speed.with_one_thread(single[name]) for name, speed in speeds.items()}
         return speeds, encode_s, measured_on
     finally:
         remove_placement_group(group)
 
 
-def measure(
+def measure_models(
     config: ProfileConfig, models: Mapping[str, Artifact], examples: list[Encoded], report: Report, strategy: Any
 ) -> tuple[dict[str, Speed], dict[str, Any]]:
-    """Speed of every model, and the hardware. One process per model, in turn; nothing else should run beside them.
+    """Speed of every model, and the hardware: see `measure`."""
+    threads, gpu = config.threads or 1, bool(config.gpu)
+    candidates = {name: Candidate.of(model, threads, gpu) for name, model in models.items()}
+    return measure(config, candidates, examples, report, strategy)
+
+
+def measure(
+    config: ProfileConfig, candidates: Mapping[str, Candidate], examples: list[Encoded], report: Report, strategy: Any
+) -> tuple[dict[str, Speed], dict[str, Any]]:
+    """Speed of every candidate, and the hardware. One process each, in turn; nothing else should run beside them.
 
     Args:
         config: how, with `threads` and `gpu` settled.
-        models: by name.
+        candidates: by name.
         examples: to measure with.
         report: progress.
         strategy: of Ray, for where the processes run.
     """
     import ray
 
-    gpu, threads = bool(config.gpu), config.threads or 1
-    share = 1 / len(models) if gpu else 0
+    share = 1 / len(candidates) if config.gpu else 0
     actor = ray.remote(num_cpus=0, num_gpus=share, scheduling_strategy=strategy)(Bench)
     benches, load_s = {}, {}
-    for name, model in models.items():
+    for name, candidate in candidates.items():
         report(f"profile: loading {name}")
-        benches[name] = actor.remote(model.uri, threads, gpu, examples, config.cell_s)
+        benches[name] = actor.remote(candidate.load, examples, config.cell_s)
         load_s[name] = ray.get(benches[name].load_time.remote())  # one after another: a race would slow all
-    measured_on = ray.get(benches[next(iter(models))].hardware.remote())
-    return _interleave(config, benches, models, load_s, threads, report), measured_on
+    measured_on = ray.get(benches[next(iter(candidates))].hardware.remote())
+    return _interleave(config, benches, candidates, load_s, report), measured_on
 
 
 def _interleave(
     config: ProfileConfig,
     benches: dict[str, Any],
-    models: Mapping[str, Artifact],
+    candidates: Mapping[str, Candidate],
     load_s: Mapping[str, float],
-    threads: int,
     report: Report,
 ) -> dict[str, Speed]:
     import ray
@@ -288,15 +294,14 @@ def _interleave(
     speeds = {}
     for name, bench in benches.items():
         p50, p99 = summarize(latency[name])
-        directory = models[name].local()
         speeds[name] = Speed(
             p50_ms=p50,
             p99_ms=p99,
             rows_per_s={size: float(np.median(values)) for size, values in rate[name].items()},
             load_s=load_s[name],
             peak_memory_mb=ray.get(bench.peak_memory_mb.remote()),
-            size_mb=size_mb(directory, read_variant(directory).runtime),
-            threads=threads,
+            size_mb=candidates[name].size_mb,
+            threads=config.threads or 1,
         )
         ray.kill(bench)
     return speeds

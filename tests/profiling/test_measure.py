@@ -9,7 +9,7 @@ import pytest
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.errors import ConfigError
 from lspm_ray.profiling.baselines import linear, majority
-from lspm_ray.profiling.measure import Bench, size_mb, summarize
+from lspm_ray.profiling.measure import Bench, Candidate, size_mb, summarize
 from lspm_ray.profiling.profile import ProfileConfig, _speeds
 from lspm_ray.tasks import Task
 from tests.toy_corpus import toy_corpus
@@ -18,7 +18,7 @@ from tests.toys import toy_model_artifact, toy_model_dir
 
 def test_bench_measures_the_served_object(tmp_path):
     artifact = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
-    bench = Bench(artifact.uri, 1, False, [np.arange(5, 5 + n) for n in range(1, 12)], cell_s=0.02)
+    bench = Bench(Candidate.of(artifact, 1, False).load, [np.arange(5, 5 + n) for n in range(1, 12)], cell_s=0.02)
     assert bench.load_time() > 0
     assert len(bench.latencies()) >= 2 and min(bench.latencies()) > 0
     assert bench.rows_per_s(8) > 0
@@ -27,7 +27,7 @@ def test_bench_measures_the_served_object(tmp_path):
 
 def test_every_example_is_used_in_turn(tmp_path):
     artifact = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
-    bench = Bench(artifact.uri, 1, False, [np.array([n]) for n in (1, 2, 3)], cell_s=0.01)
+    bench = Bench(Candidate.of(artifact, 1, False).load, [np.array([n]) for n in (1, 2, 3)], cell_s=0.01)
     start = bench._next
     taken = [int(example[0]) for example in bench._take(7)]
     assert taken == [(start + i) % 3 + 1 for i in range(7)]
