@@ -10,6 +10,7 @@ the same full model, what a user would do by hand:
     torchao-int8  `torchao.quantization.quantize_` with int8 weights and activations, eager
     compiled      (--compile) eager under torch.compile
     torchao-compiled  (--compile) torchao-int8 under torch.compile
+    nncf-int8     (where `nncf` is installed) `nncf.quantize` with 300 training rows, run by OpenVINO
 
 Quality is that of all test rows, with a Wilson interval, and its difference from full, paired row by row. Speed: every
 contender in a process of its own, one after the other in each round, with random rows of the selection split; medians
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ TARGETS = {"transformer": 5.0, "bag": 100.0, "int8_size": 0.27}
 """Least throughput of the best transformer that counts as equal, and of a bag, in multiples of eager; largest int8
 file, relative to that of full."""
 _ROWS_AT_A_TIME = 32
+_CALIBRATION_ROWS = 300
 
 
 class ByHand(Predictor):
@@ -115,8 +118,8 @@ def on_onnx(directory: Path, file: Path, threads: int) -> Predictor:
     return ByHand(read_labels(directory), pad_id_of(directory), forward)
 
 
-def by_hand(directory: Path, work: Path) -> Path:
-    """An exported and quantised ONNX file, with the defaults of both tools."""
+def by_hand(directory: Path, work: Path) -> tuple[Path, Path]:
+    """An exported ONNX file and the quantised one, with the defaults of both tools."""
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -142,7 +145,35 @@ def by_hand(directory: Path, work: Path) -> Path:
         dynamic_axes={"input_ids": axes, "attention_mask": axes, "logits": {0: "batch"}},
     )
     quantize_dynamic(exported, quantized, weight_type=QuantType.QInt8)
-    return quantized
+    return exported, quantized
+
+
+def on_openvino(directory: Path, file: Path, threads: int) -> Predictor:
+    """The full model as `by_nncf` left it."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1})
+
+    def forward(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = compiled({"input_ids": ids, "attention_mask": mask})[0]
+        return result
+
+    return ByHand(read_labels(directory), pad_id_of(directory), forward)
+
+
+def by_nncf(exported: Path, rows: Sequence[Encoded], target: Path) -> Path:
+    """The exported model, quantised with scales from these rows; activations and weights int8."""
+    import nncf
+    import openvino
+
+    def inputs(row: Encoded) -> dict[str, NDArray[np.int64]]:
+        ids = np.asarray(row, dtype=np.int64)[None]
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    model = openvino.Core().read_model(exported)
+    dataset = nncf.Dataset(list(rows), inputs)
+    openvino.save_model(nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER), target)
+    return target
 
 
 def torchao_mb(directory: Path) -> float:
@@ -158,20 +189,36 @@ def torchao_mb(directory: Path) -> float:
         return file.stat().st_size / 1e6
 
 
-def peers(full: Artifact, file: Path, threads: int, compile_too: bool) -> dict[str, Candidate]:
-    """What a user would do by hand with the full model."""
+def peers(full: Artifact, files: Mapping[str, Path], threads: int, compile_too: bool) -> dict[str, Candidate]:
+    """What a user would do by hand with the full model.
+
+    Args:
+        full: the model.
+        files: of `onnx-dynamic` and, where it was made, `nncf-int8`.
+        threads: CPU threads of each.
+        compile_too: with those under torch.compile.
+    """
     directory = full.local()
     size = (directory / "model.safetensors").stat().st_size / 1e6
     small = torchao_mb(directory)
     found = {
         EAGER: Candidate(partial(on_torch, directory, threads, False, False), size),
-        "onnx-dynamic": Candidate(partial(on_onnx, directory, file, threads), file.stat().st_size / 1e6),
+        "onnx-dynamic": Candidate(
+            partial(on_onnx, directory, files["onnx-dynamic"], threads), _mb(files["onnx-dynamic"])
+        ),
         "torchao-int8": Candidate(partial(on_torch, directory, threads, True, False), small),
     }
+    if "nncf-int8" in files:
+        file = files["nncf-int8"]
+        found["nncf-int8"] = Candidate(partial(on_openvino, directory, file, threads), _mb(file.with_suffix(".bin")))
     if compile_too:
         found["compiled"] = Candidate(partial(on_torch, directory, threads, False, True), size)
         found["torchao-compiled"] = Candidate(partial(on_torch, directory, threads, True, True), small)
     return found
+
+
+def _mb(file: Path) -> float:
+    return file.stat().st_size / 1e6
 
 
 def answers(candidate: Candidate, inputs: Sequence[Encoded]) -> NDArray[np.int64]:
@@ -248,7 +295,10 @@ def _run(options: argparse.Namespace, pipeline: Pipeline, work: Path) -> dict[st
     for name, artifact in made.items():
         _, labels, logits = read_outputs(artifact, "test")
         predicted[name] = logits.argmax(axis=1)
-    file = by_hand(full.local(), work)
+    exported, quantized = by_hand(full.local(), work)
+    files = {"onnx-dynamic": quantized}
+    if find_spec("nncf") is not None:
+        files["nncf-int8"] = by_nncf(exported, inputs_of(data, "train")[:_CALIBRATION_ROWS], work / "nncf.xml")
     ours = pipeline.chosen.profile.as_served(1, 0).model_copy(
         update={"rounds": options.rounds, "cell_s": options.cell_s, "gpu": False}
     )
@@ -256,7 +306,7 @@ def _run(options: argparse.Namespace, pipeline: Pipeline, work: Path) -> dict[st
     speed = {}
     hand: dict[str, Candidate] = {}
     for threads in options.threads:
-        hand = peers(full, file, threads, options.compile)
+        hand = peers(full, files, threads, options.compile)
         contenders = hand | {name: Candidate.of(model, threads, False) for name, model in models.items()}
         speed[threads] = figures(_measured(ours.model_copy(update={"threads": threads}), contenders, examples))
     predicted |= _answers(hand, inputs_of(data, "test"))

@@ -77,7 +77,7 @@ def test_peers_answer_as_the_full_model_does(benchmark: ModuleType, tmp_path: Pa
     expected = load_predictor(directory, 1).predict(rows)
     eager = benchmark.on_torch(directory, 1, quantized=False, compiled=False)
     np.testing.assert_allclose(eager.predict(rows), expected, atol=1e-5)
-    quantized = benchmark.on_onnx(directory, benchmark.by_hand(directory, tmp_path), 1).predict(rows)
+    quantized = benchmark.on_onnx(directory, benchmark.by_hand(directory, tmp_path)[1], 1).predict(rows)
     assert 0 < np.abs(quantized - expected).max() < 0.5
     torchao = benchmark.on_torch(directory, 1, quantized=True, compiled=False).predict(rows)
     assert 0 < np.abs(torchao - expected).max() < 0.5
