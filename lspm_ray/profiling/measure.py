@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from lspm_ray.artifact import Artifact, hardware, open_artifact
+from lspm_ray.evaluation.calibration import softmax
 from lspm_ray.inference.predictor import Predictor, Runtime, load_predictor
 from lspm_ray.models.directory import read_variant
+from lspm_ray.profiling.table import Company
 from lspm_ray.tasks import Encoded
 
 _WARM_UP_ROWS = 4
+_COMPANY_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,23 @@ class Bench:
             self._predictor.predict(self._take(batch_size))
             done += batch_size
         return done / (time.perf_counter() - start)
+
+    def company(self, batch_size: int) -> Company | None:
+        """Rows alone against the same rows in batches of `batch_size`; None where the predictor never joins rows."""
+        if not self._predictor.joins_rows:
+            return None
+        rows = self._examples[:_COMPANY_ROWS]
+        alone = softmax(np.concatenate([self._predictor.predict([row]) for row in rows]))
+        order = np.random.default_rng(0).permutation(len(rows))
+        joined = np.empty_like(alone)
+        for start in range(0, len(rows), batch_size):
+            part = order[start : start + batch_size]
+            joined[part] = softmax(self._predictor.predict([rows[row] for row in part]))
+        return Company(
+            rows=len(rows),
+            changed=int((alone.argmax(axis=1) != joined.argmax(axis=1)).sum()),
+            largest=float(np.abs(alone - joined).max()),
+        )
 
     def peak_memory_mb(self) -> float:
         """Largest resident size of this process so far."""

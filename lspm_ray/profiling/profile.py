@@ -302,6 +302,7 @@ def _interleave(
             peak_memory_mb=ray.get(bench.peak_memory_mb.remote()),
             size_mb=candidates[name].size_mb,
             threads=config.threads or 1,
+            company=ray.get(bench.company.remote(max(config.batch_sizes))),
         )
         ray.kill(bench)
     return speeds

@@ -26,6 +26,25 @@ class OneThread(Config):
     rows_per_s: dict[int, float]
 
 
+class Company(Config):
+    """How far answers depend on the rows that they are computed with: each row alone, against full batches.
+
+    Attributes:
+        rows: that were computed both ways.
+        changed: rows that got another answer.
+        largest: difference of any probability.
+    """
+
+    rows: int
+    changed: int
+    largest: float
+
+    @property
+    def share(self) -> float:
+        """Of the rows, those that got another answer."""
+        return self.changed / self.rows
+
+
 class Speed(Config):
     """Measured in a process of its own, interleaved with the other variants; medians over the rounds.
 
@@ -38,6 +57,7 @@ class Speed(Config):
         size_mb: of the files the runtime needs.
         threads: CPU threads it was measured with, those of a served replica.
         one_thread: the same in one round with one thread; None where `threads` is 1 or a GPU computes.
+        company: whether answers depend on the batch; None where every row is computed by itself.
     """
 
     p50_ms: float
@@ -48,6 +68,7 @@ class Speed(Config):
     size_mb: float
     threads: int
     one_thread: OneThread | None = None
+    company: Company | None = None
 
     @property
     def best_rows_per_s(self) -> float:
@@ -151,7 +172,10 @@ def _flat(v: VariantProfile) -> dict[str, Any]:
                 row[f"{split}_{field}_high"] = value.high
     speed = v.speed.model_dump() if v.speed else dict.fromkeys(Speed.model_fields)
     throughput, single = speed.pop("rows_per_s") or {}, speed.pop("one_thread")
+    speed.pop("company")
     row |= speed | {f"rows_per_s_{size}": value for size, value in throughput.items()}
+    if v.speed is not None:
+        row["changed_by_company"] = 0.0 if v.speed.company is None else v.speed.company.share
     if single is not None:
         row["one_thread_p50_ms"] = single["p50_ms"]
         row |= {f"one_thread_rows_per_s_{size}": value for size, value in single["rows_per_s"].items()}

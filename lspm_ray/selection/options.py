@@ -193,6 +193,7 @@ def broken_limits(
         # An escalated request waits for both.
         p99_ms=sum(speed.p99_ms for speed in speeds),
         memory_mb=sum(speed.peak_memory_mb for speed in speeds),
+        changed=max((speed.company.share for speed in speeds if speed.company), default=0.0),
         changes=rows.changes(accepted, labels, constraints.max_recall_drop),
     )
 
