@@ -14,6 +14,7 @@ from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
 from lspm_ray.cluster import node_cpus, totals
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
+from lspm_ray.compression.sensitivity import read_sensitivity
 from lspm_ray.config import Config
 from lspm_ray.corpus.shards import class_counts, labels, read_split
 from lspm_ray.errors import ResourceError
@@ -40,8 +41,13 @@ class ProfileConfig(Config):
         rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
         cell_s: seconds per variant, round and batch size.
         rows: random rows of the selection split to measure speed with.
+<<<<<<< HEAD
         threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). Where these are
             several, one is measured as well, for comparison, in a round of its own.
+=======
+        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). More than one
+            are measured beside one, for comparison, in a round of their own.
+>>>>>>> f5-report
         gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
         resamples: bootstrap resamples of the quality intervals.
     """
@@ -196,6 +202,7 @@ def _row(
         cost=cost,
         steps=[StepEffect.parse(step) for step in model.manifest.summary.get("steps", [])] if model else [],
         structure=(variant.structure or {}) if variant else {},
+        sensitivity=read_sensitivity(model.local()) if model else None,
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
+from lspm_ray.compression.sensitivity import Sensitivity
 from lspm_ray.config import Config
 from lspm_ray.evaluation.metrics import Comparison, Estimate, Metrics
 
@@ -96,6 +97,7 @@ class VariantProfile(Config):
         dominated_by: a variant that is at least as good on selection and no more expensive.
         steps: what each step of its recipe did, the full model first; empty for full and baselines.
         structure: what compression left of the full model's parts, by part; empty where nothing is known.
+        sensitivity: what quantising each part does to the answers; None where nothing had to stay in float.
     """
 
     name: str
@@ -114,6 +116,7 @@ class VariantProfile(Config):
     dominated_by: str | None = None
     steps: list[StepEffect] = Field(default_factory=list)
     structure: dict[str, Any] = Field(default_factory=dict)
+    sensitivity: Sensitivity | None = None
 
     @property
     def servable(self) -> bool:

@@ -115,8 +115,8 @@ def _variants(findings: Findings) -> Child:
 
 
 def _steps(findings: Findings) -> Child:
-    made, left = compression.steps(findings), compression.left(findings)
-    return None if made is None and left is None else [element("h3", "Recipes, step by step"), made, left]
+    made = [table(findings) for table in (compression.steps, compression.left, compression.sensitivity)]
+    return [element("h3", "Recipes, step by step"), made] if any(made) else None
 
 
 def _classes(findings: Findings) -> Child:
@@ -134,7 +134,11 @@ def _flips(findings: Findings) -> Child:
     counts = compression.flips(findings.flips)
     if counts is None:
         return None
-    return [element("h3", "Rows that compression flips"), counts, compression.flipped(findings.flipped)]
+    return [
+        element("h3", "Rows that compression flips"),
+        counts,
+        compression.flipped(findings.flipped, len(findings.flips)),
+    ]
 
 
 def _worst(model: str, changes: dict[str, float | None]) -> Child:
