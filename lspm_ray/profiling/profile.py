@@ -36,20 +36,15 @@ _PLACEMENT_TIMEOUT_S = 60
 class ProfileConfig(Config):
     """How variants are measured.
 
-        Attributes:
-            batch_sizes: throughput is measured at each.
-            rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
-            cell_s: seconds per variant, round and batch size.
-            rows: random rows of the selection split to measure speed with.
-    <<<<<<< HEAD
-            threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). Where these are
-                several, one is measured as well, for comparison, in a round of its own.
-    =======
-            threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). More than one
-                are measured beside one, for comparison, in a round of their own.
-    >>>>>>> f5-report
-            gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
-            resamples: bootstrap resamples of the quality intervals.
+    Attributes:
+        batch_sizes: throughput is measured at each.
+        rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
+        cell_s: seconds per variant, round and batch size.
+        rows: random rows of the selection split to measure speed with.
+        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). Where these are
+            several, one is measured as well, for comparison, in a round of its own.
+        gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
+        resamples: bootstrap resamples of the quality intervals.
     """
 
     batch_sizes: list[PositiveInt] = Field(default=[1, 8, 32], min_length=1)

@@ -106,11 +106,30 @@ def _variants(findings: Findings) -> Child:
         element("p", note, class_="note"),
         element("h3", "Speed and size"),
         tables.speed(findings),
+        _company(findings),
         figure(
             latency(findings.variants, FULL, anchor="latency"),
             "From token ids to answer, medians over the rounds. Hollow: dominated.",
         ),
         _steps(findings),
+    ]
+
+
+def _company(findings: Findings) -> Child:
+    """Which variants answer otherwise in other company, in a sentence each."""
+    found = [(v.name, v.speed.company) for v in findings.variants if v.speed and v.speed.company]
+    moved = [(variant, company) for variant, company in found if company.changed]
+    if not moved:
+        return element("p", "No variant's answers depend on the rows that they are computed with.", class_="note")
+    return [
+        element(
+            "p",
+            name(variant),
+            f" answers {words.counted(company.changed, 'row')} of {words.count(company.rows)} otherwise in a batch "
+            f"than alone; probabilities differ by up to {company.largest:.2g}.",
+            class_="note",
+        )
+        for variant, company in moved
     ]
 
 

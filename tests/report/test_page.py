@@ -6,11 +6,13 @@ import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
+from lspm_ray.profiling.table import Company
 from lspm_ray.report import tables
 from lspm_ray.report.build import DATA_FILE, PAGE_FILE
 from lspm_ray.report.compression import MOST_CLASSES, PLAN, forgetting
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.markup import join, plain
+from lspm_ray.report.page import render
 from tests.report.pages import (
     Node,
     check_figures,
@@ -255,6 +257,19 @@ def test_the_certificate_says_what_is_promised_and_on_what_evidence(case: Case) 
     assert c.id in section
     assert c.how_to_check in section
     assert "drawn independently from one distribution" in section
+
+
+def test_answers_that_depend_on_the_batch_are_told(case: Case) -> None:
+    found = findings(case)
+    assert "No variant's answers depend on the rows" in page(case).by_id("variants").text()
+    company = Company(rows=128, changed=3, largest=0.0421)
+    changed = [
+        v.model_copy(update={"speed": v.speed.model_copy(update={"company": company})}) if v.speed else v
+        for v in found.variants[:1]
+    ]
+    told = parse(render(found.model_copy(update={"variants": [*changed, *found.variants[1:]]})))
+    text = told.by_id("variants").text()
+    assert "answers 3 rows of 128 otherwise in a batch than alone; probabilities differ by up to 0.042" in text
 
 
 def test_the_top_says_what_is_served(case: Case) -> None:
