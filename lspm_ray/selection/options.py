@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
 from lspm_ray.evaluation.forgetting import ClassChange, class_changes
@@ -193,7 +194,10 @@ def broken_limits(
         # An escalated request waits for both.
         p99_ms=sum(speed.p99_ms for speed in speeds),
         memory_mb=sum(speed.peak_memory_mb for speed in speeds),
-        changed=max((speed.company.share for speed in speeds if speed.company), default=0.0),
+        # Full is what others are compared with, and may always serve.
+        changed=max(
+            (v.speed.company.share for v in used if v.name != FULL and v.speed and v.speed.company), default=0.0
+        ),
         changes=rows.changes(accepted, labels, constraints.max_recall_drop),
     )
 
