@@ -256,12 +256,12 @@ def left(findings: Findings) -> Html | None:
     parts = [part for part in _PARTS if any(part in v.structure for v in made)]
     heads = [head("variant"), *(head(part.replace("_", " "), _PARTS[part], text=True) for part in parts)]
     rows = [row(name(v.name), [_part(part, v.structure.get(part)) for part in parts]) for v in made]
-    caption = "What is left of the full model. A dash: as many as before, or a student that has no such parts." + (
-        " Removed layers, numbered as in the model that they were removed from, go in the order in which the answers "
-        "change least, each with the divergence of the answers after it (KL divergence, in nats)."
-        if "removed_layers" in parts
-        else ""
-    )
+    caption = "Parts that variants still have. A dash: as many as before, or a student that has no such parts."
+    if "removed_layers" in parts:
+        caption += (
+            " Removed layers are numbered as in the model that they were removed from, in the order of removal, each "
+            "with the divergence of the answers after it (KL divergence, in nats)."
+        )
     return table("left", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 
@@ -294,7 +294,9 @@ def sensitivity(findings: Findings) -> Html | None:
     heads.append(head("result", text=True))
     bodies = []
     for v, found in measured:
-        title = element("th", name(v.name), _mixture(found), colspan=str(len(heads)), scope="rowgroup")
+        title = element(
+            "th", element("strong", name(v.name)), _mixture(found), colspan=str(len(heads)), scope="rowgroup"
+        )
         bodies.append(element("tbody", element("tr", title, class_="group"), map(_sensitive, found.parts)))
     tall = sum(len(found.parts) for _, found in measured) >= TALL_FROM
     return table("sensitivity", caption, heads, bodies, tall=tall)
@@ -305,7 +307,7 @@ def _mixture(found: Sensitivity) -> str:
     stay = "stays" if kept == 1 else "stay"
     return (
         f": {words.count(kept)} of {words.counted(len(found.parts), 'part')} {stay} in float, divergence "
-        f"{words.significant(found.divergence, 2)} nats (allowed: {words.significant(found.max_divergence, 2)}; with "
+        f"{words.significant(found.divergence, 2)} nats (allowed: {found.max_divergence:g}; with "
         f"all parts quantised: {words.significant(found.all_quantized, 2)}), on "
         f"{words.counted(found.rows, 'training row')}"
     )

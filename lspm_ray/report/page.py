@@ -134,8 +134,12 @@ def _company(findings: Findings) -> Child:
 
 
 def _steps(findings: Findings) -> Child:
-    made = [table(findings) for table in (compression.steps, compression.left, compression.sensitivity)]
-    return [element("h3", "Recipes, step by step"), made] if any(made) else None
+    made = {
+        "Recipes, step by step": compression.steps(findings),
+        "What is left of the full model": compression.left(findings),
+        "Parts that stay in float": compression.sensitivity(findings),
+    }
+    return [[element("h3", title), table] for title, table in made.items() if table is not None]
 
 
 def _classes(findings: Findings) -> Child:

@@ -213,7 +213,7 @@ def test_what_stayed_in_float_is_shown_part_by_part(case: Case) -> None:
     found = variant.sensitivity
     assert found is not None
     assert title[0].startswith(f"{variant.name}|: 2 of 6 parts stay in float, divergence 0.0017 nats")
-    assert "(allowed: 0.0020; with all parts quantised: 0.012), on 128 training rows" in title[0]
+    assert "(allowed: 0.002; with all parts quantised: 0.012), on 128 training rows" in title[0]
     assert [row[0] for row in rows] == [part.part for part in found.parts]
     assert [row[4] for row in rows] == ["float" if part.kept else "quantised" for part in found.parts]
     for row, part in zip(rows, found.parts, strict=True):
