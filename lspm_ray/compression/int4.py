@@ -1,7 +1,7 @@
 """Int4 weights for ONNX Runtime: `MatMulNBits` for matrix products, `GatherBlockQuantized` for embedding tables.
 
 The weights are packed here, in the layout that the two operators document: ONNX Runtime's own packer needs a library
-that it does not install, and leaves the products inside a fused Attention in float.
+that it does not install.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspm_ray.compression.graph import CONTRIB, Graph
-from lspm_ray.compression.int8 import Product, attributes, product_of, table_of
-
-_ATTENTION = ("mask_filter_value", "num_heads", "scale", "unidirectional")
+from lspm_ray.compression.int8 import Product, product_of, table_of
 
 
 class Int4:
     """Replaces nodes of a graph; made anew for every graph that is built.
 
     Weights are rounded to the nearest of 16 values between the least and the greatest of their block; activations stay
-    float32. A fused Attention becomes a product and a `MultiHeadAttention`.
+    float32.
 
     Args:
         graph: whose nodes they are.
@@ -37,11 +35,9 @@ class Int4:
         if node.op_type == "Gather":
             return self._table(node)
         product = product_of(node, self._graph)
-        if product is None:
-            return None
-        return self._attention(node, product) if node.op_type == "Attention" else [self._product(node, product)]
+        return None if product is None else [self._product(node, product)]
 
-    def _product(self, node: Any, product: Product, output: str = "") -> Any:
+    def _product(self, node: Any, product: Product) -> Any:
         from onnx.helper import make_node
 
         rows, columns = product.weight.shape
@@ -49,7 +45,7 @@ class Int4:
         return make_node(
             "MatMulNBits",
             [product.input, *names, "", product.bias],
-            [output or node.output[0]],
+            [node.output[0]],
             f"{node.name}_int4",
             domain=CONTRIB,
             K=rows,
@@ -68,19 +64,6 @@ class Int4:
             self._graph.add(names[1], scale)
             self._graph.add(names[2], zero)
         return names
-
-    def _attention(self, node: Any, product: Product) -> list[Any]:
-        from onnx.helper import make_node
-
-        out = node.output[0]
-        parts = [f"{out}_{name}" for name in ("query", "key", "value")]
-        kept = {name: value for name, value in attributes(node).items() if name in _ATTENTION}
-        mask = node.input[3] if len(node.input) > 3 else ""
-        return [
-            self._product(node, product, f"{out}_qkv"),
-            make_node("Split", [f"{out}_qkv"], parts, f"{node.name}_split", axis=-1),
-            make_node("MultiHeadAttention", [*parts, "", mask], node.output, node.name, domain=CONTRIB, **kept),
-        ]
 
     def _table(self, node: Any) -> list[Any] | None:
         from onnx.helper import make_node

@@ -1,9 +1,10 @@
 """Int8 operators of ONNX Runtime for the matrix products, embeddings and LSTMs of a float graph.
 
-The operators take int8 and give float32 (`MatMulIntegerToFloat`, `QAttention`), so LayerNorm, softmax and GELU stay
+The operators take int8 and give float32 (`MatMulIntegerToFloat`), so LayerNorm, softmax and GELU stay
 float and nothing is rounded between products. With fixed scales, MiniLM-L6 (ONNX Runtime 1.32, AVX-512 with VNNI, one
-thread, 64 tokens) takes 4.9 ms with these. Operators that round their output too (`QLinearMatMul`) take 5.4 ms at seven
-times the mean error; pairs of QuantizeLinear and DequantizeLinear 13 ms, more than the 12.4 of float32: ONNX Runtime
+thread, 64 tokens) took 4.9 ms with these and attention merged into one operator, which `export` does no more: it is a
+fifth faster without. Operators that round their output too (`QLinearMatMul`) take 5.4 ms at seven times the mean error;
+pairs of QuantizeLinear and DequantizeLinear 13 ms, more than the 12.4 of float32: ONNX Runtime
 turns them into products that unpack their weights first.
 """
 
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from lspm_ray.compression.graph import CONTRIB, Graph
 
 _LEAST_TABLE = 1024
-_QATTENTION = ("do_rotary", "mask_filter_value", "num_heads", "scale", "unidirectional")
 
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor name -> least and greatest value that it can hold when quantised."""
@@ -43,10 +43,11 @@ class Product:
 
 
 def product_of(node: Any, graph: Graph) -> Product | None:
-    """The product that a MatMul, a Gemm or a fused Attention computes; None for other nodes and those without one."""
-    fits = {"MatMul": lambda _: True, "Gemm": _is_plain, "Attention": _is_plain_attention}.get(node.op_type)
-    weight = graph.matrix(node.input[1]) if len(node.input) > 1 else None
-    if fits is None or weight is None or not fits(node):
+    """The product that a MatMul or a Gemm computes; None for other nodes and those without a constant matrix."""
+    if node.op_type not in ("MatMul", "Gemm") or not _is_plain(node):
+        return None
+    weight = graph.matrix(node.input[1])
+    if weight is None:
         return None
     bias = node.input[2] if node.op_type != "MatMul" and len(node.input) > 2 else ""
     if node.op_type == "Gemm" and bias and getattr(graph.constant(bias), "shape", None) != (_columns(node, weight),):
@@ -78,10 +79,6 @@ def _columns(node: Any, weight: NDArray[np.float32]) -> int:
 def _is_plain(node: Any) -> bool:
     found = attributes(node)
     return not found.get("transA") and found.get("alpha", 1.0) == 1.0 and found.get("beta", 1.0) == 1.0
-
-
-def _is_plain_attention(node: Any) -> bool:
-    return "qkv_hidden_sizes" not in attributes(node) and not any(node.input[4:])
 
 
 def watched_by(graph: Graph) -> list[str]:
@@ -130,11 +127,6 @@ class Int8:
 
         nodes, (data, scale, zero) = self._activation(product.input)
         weight, weight_scale = self._weight(product)
-        if node.op_type == "Attention":
-            kept = {name: value for name, value in attributes(node).items() if name in _QATTENTION}
-            mask = node.input[3] if len(node.input) > 3 else ""
-            inputs = [data, weight, product.bias, scale, weight_scale, mask, zero]
-            return [*nodes, make_node("QAttention", inputs, node.output, node.name, domain=CONTRIB, **kept)]
         inputs = [data, weight, scale, weight_scale, zero, "", product.bias]
         inputs = inputs if product.bias else inputs[:5]
         return [*nodes, make_node("MatMulIntegerToFloat", inputs, node.output, node.name, domain=CONTRIB)]

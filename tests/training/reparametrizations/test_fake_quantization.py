@@ -70,8 +70,9 @@ def test_it_computes_what_onnx_runtime_will(tmp_path, family):
     model = load_model(plain).eval()
     FakeQuantization().attach(model)
     fake = logits(model, texts())
-    # What is left are roundings that fall to the other side.
-    assert np.abs(fake - real).mean() < 0.03 * np.abs(full - real).mean()
+    # What is left are roundings that fall to the other side, in a few texts.
+    assert (np.abs(fake - real).max(axis=1) > 1e-4).mean() < 0.1
+    assert np.abs(fake - real).mean() < 0.1 * np.abs(full - real).mean()
 
 
 def test_the_company_does_not_change_an_answer():
