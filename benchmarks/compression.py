@@ -177,7 +177,7 @@ def by_nncf(exported: Path, rows: Sequence[Encoded], target: Path) -> Path:
 
 
 def torchao_mb(directory: Path) -> float:
-    """Size of what torchao would store: bytes of all tensors of the quantised model's state."""
+    """Size of what torchao would store: the state of the quantised model as a file."""
     import torch
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -319,6 +319,7 @@ def _run(options: argparse.Namespace, pipeline: Pipeline, work: Path) -> dict[st
         "quality": quality(predicted, labels),
         "speed": speed,
         "targets": targets(speed, quality(predicted, labels), {name: _kind(model) for name, model in models.items()}),
+        "wanted": TARGETS,
         "recipes": {name: model.manifest.config.get("recipe") for name, model in models.items() if name != FULL},
         "hardware": hardware(),
     }

@@ -7,7 +7,6 @@ An alteration may change what is right, so copies have no label. Held-out rows a
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -161,7 +160,7 @@ class _AlterFile:
         with fs.open_input_file(path) as source:
             column = pq.read_table(source, columns=["input_ids"])["input_ids"].to_numpy()
         config = self.alter.config
-        random = np.random.default_rng([config.seed, zlib.crc32(b"augment"), item["number"]])
+        random = np.random.default_rng([config.seed, item["number"]])
         rows = [self.alter(ids.astype(np.int32), random) for ids in column for _ in range(config.copies)]
         write_rows(pa.array(rows, pa.list_(pa.int32())), join(self.target, f"train/part-{item['number']:05d}.parquet"))
         return {"rows": len(rows)}

@@ -2,10 +2,10 @@
 
 The operators take int8 and give float32 (`MatMulIntegerToFloat`), so LayerNorm, softmax and GELU stay
 float and nothing is rounded between products. With fixed scales, MiniLM-L6 (ONNX Runtime 1.32, AVX-512 with VNNI, one
-thread, 64 tokens) took 4.9 ms with these and attention merged into one operator, which `export` does no more: it is a
-fifth faster without. Operators that round their output too (`QLinearMatMul`) take 5.4 ms at seven times the mean error;
-pairs of QuantizeLinear and DequantizeLinear 13 ms, more than the 12.4 of float32: ONNX Runtime
-turns them into products that unpack their weights first.
+thread, 64 tokens) took 4.9 ms with these and attention merged into one operator, which `export` does no more: it
+takes a fifth less time without. Operators that round their output too (`QLinearMatMul`) took 5.4 ms at seven times the
+mean error; pairs of QuantizeLinear and DequantizeLinear 13 ms, more than the 12.4 of float32: ONNX Runtime turns them
+into products that unpack their weights first.
 """
 
 from __future__ import annotations

@@ -139,8 +139,8 @@ def _steps(findings: Findings) -> Child:
         "What is left of the full model": compression.left(findings),
         "Parts that stay in float": compression.sensitivity(findings),
     }
-    tables_ = [[element("h3", title), table] for title, table in made.items() if table is not None]
-    return [*tables_, *compression.advice(findings)]
+    sections = [[element("h3", title), table] for title, table in made.items() if table is not None]
+    return [*sections, *compression.advice(findings)]
 
 
 def _classes(findings: Findings) -> Child:

@@ -1,7 +1,5 @@
 """The arithmetic and the peers of benchmarks/compression.py."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,22 +9,14 @@ import pytest
 
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.profiling.table import Speed
+from tests.benchmarks import imported
 from tests.toys import toy_model_dir
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "compression.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_compression", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-    del sys.modules[spec.name]
+    with imported("compression") as module:
+        yield module
 
 
 def speed(rate: float, megabytes: float = 10.0) -> Speed:

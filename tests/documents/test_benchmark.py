@@ -1,6 +1,5 @@
 """The pure parts of benchmarks/corpus.py."""
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,20 +7,13 @@ from types import ModuleType
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "corpus.py"
+from tests.benchmarks import imported
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_corpus", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-    del sys.modules[spec.name]
+    with imported("corpus") as module:
+        yield module
 
 
 def test_generated_documents_differ_and_have_the_size_asked_for(benchmark: ModuleType, tmp_path: Path) -> None:

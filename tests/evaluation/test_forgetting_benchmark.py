@@ -1,9 +1,9 @@
 """benchmarks/forgetting.py, and that docs/decisions/forgetting-gate.md says what it finds."""
 
-import importlib.util
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,17 +11,15 @@ import pytest
 from scipy.stats import multinomial
 
 from lspm_ray.evaluation.forgetting import verdict
+from tests.benchmarks import imported
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_forgetting", ROOT / "benchmarks" / "forgetting.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark() -> Iterator[ModuleType]:
+    with imported("forgetting") as module:
+        yield module
 
 
 @pytest.mark.parametrize(("rows", "drop", "classes"), [(12, 0.5, 2), (30, 0.3, 2), (24, 0.6, 10)])

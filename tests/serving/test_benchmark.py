@@ -1,9 +1,7 @@
 """The arithmetic and the HTTP client of benchmarks/serving.py."""
 
 import asyncio
-import importlib.util
 import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,21 +11,13 @@ from typing import Any
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "serving.py"
+from tests.benchmarks import imported
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_serving", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-    del sys.modules[spec.name]
+    with imported("serving") as module:
+        yield module
 
 
 def run(rate: float, labels: dict[int, str], **more: Any) -> dict[str, Any]:

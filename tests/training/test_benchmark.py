@@ -1,7 +1,5 @@
 """The arithmetic of benchmarks/training.py, and its bare loop against ours."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,20 +7,13 @@ from typing import Any
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "training.py"
+from tests.benchmarks import imported
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_training", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-    del sys.modules[spec.name]
+    with imported("training") as module:
+        yield module
 
 
 def entry(step: int, seconds: float, wait: float = 0.0, stall: float = 0.0) -> dict[str, float]:

@@ -142,15 +142,15 @@ def test_a_full_disk_is_an_error_that_says_what_is_missing(
 ) -> None:
     with small_disk(tmp_path / "small", kilobytes=2048) as disk:
         every = {"checkpoint_every_steps": 15, "validate_every_steps": 60 if failing == "step" else 25}
-        made = job("small/work", steps=60, log_every_steps=log_every_steps, **every)
+        made = job("small/run", steps=60, log_every_steps=log_every_steps, **every)
 
         def fill_up(values: dict[str, Any]) -> None:
             if values.get("step", 0) > 15 and "loss" in values and not (disk / "filler").exists():
-                while not (disk / "work/step-000000015").exists():
+                while not (disk / "run/step-000000015").exists():
                     time.sleep(0.01)
                 fill(disk)
 
-        place = rf"small/work/\.partial/{failing}-0+{30 if failing == 'step' else 25}"
+        place = rf"small/run/\.partial/{failing}-0+{30 if failing == 'step' else 25}"
         with pytest.raises(ResourceError, match=rf"{place}: no room to save: [1-9][\d,]+ bytes needed, "):
             pretrain_model(made, alone(fill_up))
         assert CheckpointStore(made.work_uri).at(15).state["step"] == 15

@@ -1,28 +1,19 @@
 """The arithmetic of benchmarks/tuning.py."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from lspm_ray.settings import Settings
 from lspm_ray.tuning.records import Epoch, Trial
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "tuning.py"
+from tests.benchmarks import imported
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_tuning", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
+    with imported("tuning") as module:
+        yield module
 
 
 def trial(number: int, scores: list[float], began: float, finalist: bool = False) -> Trial:

@@ -15,8 +15,8 @@ class QuantizeInt4(Method):
     """Weights of four bits, the table of embeddings included; activations stay float32. Needs no data.
 
     It is about size: a sixth of float32 (MiniLM-L6: 14.7 of 90.9 MB). It is not about speed: every product unpacks its
-    weights first, so one text takes as long as in float32 and 2.4 times as long as with `quantize_int8` (AVX-512; more
-    without it).
+    weights first, so one text takes as long as in float32 and more than three times as long as with `quantize_int8`
+    (AVX-512; more without it).
 
     Attributes:
         block_size: weights that share a scale. Larger blocks are smaller files and less exact.
