@@ -1,5 +1,7 @@
 """Altered copies of training rows, and that students learn from them."""
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,7 +94,7 @@ def test_students_learn_from_the_copies_as_well(world):
 
 
 def test_a_tokenizer_without_a_stand_in_is_refused():
-    tokenizer = toy_tokenizer()
+    tokenizer = copy.deepcopy(toy_tokenizer())  # others share it
     tokenizer.mask_token = tokenizer.unk_token = None
     with pytest.raises(ModelError, match=r"compress\.augment\.mask: .*neither a mask token nor an unknown one"):
         Alter.of(AugmentConfig(), tokenizer)
