@@ -11,6 +11,7 @@ import numpy as np
 
 from lspm_ray.artifact import hardware, open_artifact
 from lspm_ray.inference.predictor import Runtime, load_predictor
+from lspm_ray.profiling.company import Company, company
 from lspm_ray.tasks import Encoded
 
 _WARM_UP_ROWS = 4
@@ -68,6 +69,10 @@ class Bench:
     def peak_memory_mb(self) -> float:
         """Largest resident size of this process so far."""
         return peak_memory_mb()
+
+    def company(self, batch_size: int) -> Company:
+        """How the answers to all examples depend on their company: see `company`."""
+        return company(self._predictor.predict, self._examples, batch_size)
 
     def _take(self, count: int) -> list[Encoded]:
         rows = [self._examples[(self._next + i) % len(self._examples)] for i in range(count)]

@@ -1,11 +1,12 @@
 """Which variants are worth their cost, and which break a limit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from lspm_ray.config import Config
 from lspm_ray.evaluation.forgetting import ClassChange
+from lspm_ray.profiling.company import Company
 
 _NAMED = 3
 """Forgotten classes that a reason names at most."""
@@ -27,6 +28,9 @@ class Constraints(Config):
     max_recall_drop: NonNegativeFloat | None = 0.05
     """Largest recall that any class may lose against the full model, as a fraction, however good the average is.
     Exceeded only where the rows prove it: see docs/decisions/forgetting-gate.md."""
+    max_company_changes: NonNegativeFloat | None = 0.001
+    """Largest share of a compressed variant's answers that may depend on the rows they are computed with, as a fraction;
+    a small part of `select.alpha`. Exceeded only where the rows prove it: see docs/decisions/one-row-per-run.md."""
     max_p99_ms: PositiveFloat | None = None
     max_memory_mb: PositiveFloat | None = None
 
@@ -64,6 +68,7 @@ def violations(
     p99_ms: float,
     memory_mb: float,
     changes: Sequence[ClassChange] = (),
+    companies: Mapping[str, Company] | None = None,
 ) -> list[str]:
     """Plain-English reasons why a variant may not be deployed; empty when it keeps every limit.
 
@@ -73,6 +78,7 @@ def violations(
         p99_ms: 99th percentile of its latency, in milliseconds.
         memory_mb: its peak memory, in megabytes.
         changes: of its classes, judged against `max_recall_drop`.
+        companies: of the compressed models it uses, by name, judged against `max_company_changes`.
     """
     reasons = []
     drop, p99, memory = constraints.max_accuracy_drop, constraints.max_p99_ms, constraints.max_memory_mb
@@ -84,7 +90,19 @@ def violations(
         reasons.append(f"p99 latency is {p99_ms:.4g} ms, {p99:g} ms are allowed")
     if memory is not None and memory_mb > memory:
         reasons.append(f"peak memory is {memory_mb:.4g} MB, {memory:g} MB are allowed")
+    reasons += _dependent(companies or {}, constraints.max_company_changes)
     return reasons + _forgotten(changes, constraints.max_recall_drop)
+
+
+def _dependent(companies: Mapping[str, Company], allowed: float | None) -> list[str]:
+    if allowed is None:
+        return []
+    return [
+        f"answers of {name} depend on their company: {found.changed} of {found.rows} rows get another one in a batch than "
+        f"alone, surely more than {100 * found.proven:.2g} %, {100 * allowed:g} % are allowed"
+        for name, found in companies.items()
+        if found.proven > allowed
+    ]
 
 
 def _forgotten(changes: Sequence[ClassChange], allowed: float | None) -> list[str]:

@@ -21,6 +21,7 @@ from lspm_ray.evaluation.metrics import Comparison, compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, outputs, read_outputs
 from lspm_ray.models.directory import load_tokenizer, read_variant
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, linear, majority
+from lspm_ray.profiling.company import Company
 from lspm_ray.profiling.measure import Bench, size_mb, summarize
 from lspm_ray.profiling.pareto import Point, dominated_by
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
@@ -39,7 +40,7 @@ class ProfileConfig(Config):
         batch_sizes: throughput is measured at each.
         rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
         cell_s: seconds per variant, round and batch size.
-        rows: random rows of the selection split to measure speed with.
+        rows: random rows of the selection split to measure speed with, and whether answers depend on their company.
         threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). More than one are
             measured beside one, for comparison, in a round of their own.
         gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
@@ -114,12 +115,21 @@ def _table(
     quality[LINEAR] = {split: (truth[split], linear_logits[split]) for split in truth}
     counts = class_counts(data, "train")
     quality[MAJORITY] = {split: (y, majority(counts, len(y))) for split, y in truth.items()}
-    speeds, encode_s, measured_on = _speeds(config, task, models, data, report)
+    speeds, companies, encode_s, measured_on = _speeds(config, task, models, data, report)
     seconds = {name: 1 / speed.best_rows_per_s + encode_s for name, speed in speeds.items()}
     seconds |= {LINEAR: linear_s, MAJORITY: 0.0}
     report("profile: intervals")
     rows = [
-        _row(name, models.get(name), quality, speeds.get(name), seconds[name] / seconds[FULL], labels(data), config)
+        _row(
+            name,
+            models.get(name),
+            quality,
+            speeds.get(name),
+            seconds[name] / seconds[FULL],
+            labels(data),
+            config,
+            companies.get(name),
+        )
         for name in quality
     ]
     comparison = _compare(quality, FULL, LINEAR)
@@ -168,6 +178,7 @@ def _row(
     cost: float,
     names: list[str],
     config: ProfileConfig,
+    company: Company | None = None,
 ) -> VariantProfile:
     variant = read_variant(model.local()) if model else None
     selection, test = (
@@ -196,6 +207,7 @@ def _row(
         cost=cost,
         steps=[StepEffect.parse(step) for step in model.manifest.summary.get("steps", [])] if model else [],
         structure=(variant.structure or {}) if variant else {},
+        company=company,
     )
 
 
@@ -212,8 +224,11 @@ def _mark_dominated(rows: list[VariantProfile]) -> list[VariantProfile]:
 
 def _speeds(
     config: ProfileConfig, task: Task, models: Mapping[str, Artifact], data: Artifact, report: Report
-) -> tuple[dict[str, Speed], float, dict[str, Any]]:
-    """Speed of every model, seconds to tokenise one example, and where. One process per model, all on one node."""
+) -> tuple[dict[str, Speed], dict[str, Company], float, dict[str, Any]]:
+    """Speed and company of every model, seconds to tokenise one example, and where.
+
+    One process per model, all on one node.
+    """
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -229,22 +244,28 @@ def _speeds(
                 f"no node has {bundle} free to measure on, for {_PLACEMENT_TIMEOUT_S} s", field="profile"
             )
         strategy = PlacementGroupSchedulingStrategy(group)
-        speeds, measured_on = measure(config, models, examples, report, strategy)
+        speeds, companies, measured_on = measure(config, models, examples, report, strategy)
         if not gpu and (config.threads or 1) > 1:
             report("profile: the same with one thread")
-            single, _ = measure(
-                config.model_copy(update={"threads": 1, "rounds": 1}), models, examples, report, strategy
+            single, _, _ = measure(
+                config.model_copy(update={"threads": 1, "rounds": 1}), models, examples, report, strategy, company=False
             )
             speeds = {name: speed.with_one_thread(single[name]) for name, speed in speeds.items()}
-        return speeds, encode_s, measured_on
+        return speeds, companies, encode_s, measured_on
     finally:
         remove_placement_group(group)
 
 
 def measure(
-    config: ProfileConfig, models: Mapping[str, Artifact], examples: list[Encoded], report: Report, strategy: Any
-) -> tuple[dict[str, Speed], dict[str, Any]]:
-    """Speed of every model, and the hardware. One process per model, in turn; nothing else should run beside them.
+    config: ProfileConfig,
+    models: Mapping[str, Artifact],
+    examples: list[Encoded],
+    report: Report,
+    strategy: Any,
+    *,
+    company: bool = True,
+) -> tuple[dict[str, Speed], dict[str, Company], dict[str, Any]]:
+    """Speed and company of every model, and the hardware. One process per model, in turn; nothing else should run beside them.
 
     Args:
         config: how, with `threads` and `gpu` settled.
@@ -252,6 +273,7 @@ def measure(
         examples: to measure with.
         report: progress.
         strategy: of Ray, for where the processes run.
+        company: whether to measure it; else it is empty.
     """
     import ray
 
@@ -264,7 +286,21 @@ def measure(
         benches[name] = actor.remote(model.uri, threads, gpu, examples, config.cell_s)
         load_s[name] = ray.get(benches[name].load_time.remote())  # one after another: a race would slow all
     measured_on = ray.get(benches[next(iter(models))].hardware.remote())
-    return _interleave(config, benches, models, load_s, threads, report), measured_on
+    speeds = _interleave(config, benches, models, load_s, threads, report)
+    companies = _companies(config, benches, report) if company else {}
+    for bench in benches.values():
+        ray.kill(bench)
+    return speeds, companies, measured_on
+
+
+def _companies(config: ProfileConfig, benches: Mapping[str, Any], report: Report) -> dict[str, Company]:
+    import ray
+
+    found = {}
+    for name, bench in benches.items():
+        report(f"profile: {name}, each row alone and in a batch")
+        found[name] = ray.get(bench.company.remote(max(config.batch_sizes)))
+    return found
 
 
 def _interleave(
@@ -298,7 +334,6 @@ def _interleave(
             size_mb=size_mb(directory, read_variant(directory).runtime),
             threads=threads,
         )
-        ray.kill(bench)
     return speeds
 
 

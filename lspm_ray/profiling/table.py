@@ -11,6 +11,7 @@ from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.metrics import Comparison, Estimate, Metrics
+from lspm_ray.profiling.company import Company
 
 
 class OneThread(Config):
@@ -75,6 +76,7 @@ class VariantProfile(Config):
         dominated_by: a variant that is at least as good on selection and no more expensive.
         steps: what each step of its recipe did, the full model first; empty for full and baselines.
         structure: what compression left of the full model's parts, by part; empty where nothing is known.
+        company: how its answers depend on the rows they are computed with; None for a baseline.
     """
 
     name: str
@@ -93,6 +95,7 @@ class VariantProfile(Config):
     dominated_by: str | None = None
     steps: list[StepEffect] = Field(default_factory=list)
     structure: dict[str, Any] = Field(default_factory=dict)
+    company: Company | None = None
 
     @property
     def servable(self) -> bool:
@@ -155,4 +158,6 @@ def _flat(v: VariantProfile) -> dict[str, Any]:
     if single is not None:
         row["one_thread_p50_ms"] = single["p50_ms"]
         row |= {f"one_thread_rows_per_s_{size}": value for size, value in single["rows_per_s"].items()}
+    together = v.company.model_dump() if v.company else dict.fromkeys(Company.model_fields)
+    row |= {f"company_{field}": value for field, value in together.items()}
     return row | {"cost": v.cost, "agreement": v.agreement, "dominated_by": v.dominated_by}

@@ -9,9 +9,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
 from lspm_ray.evaluation.forgetting import ClassChange, class_changes
+from lspm_ray.profiling.company import Company
 from lspm_ray.profiling.pareto import Constraints, violations
 from lspm_ray.profiling.table import Speed
 from lspm_ray.selection.risk import (
@@ -132,6 +134,10 @@ class Priced(Protocol):
     def speed(self) -> Speed | None:
         """As measured."""
 
+    @property
+    def company(self) -> Company | None:
+        """How its answers depend on the rows they are computed with, if that was measured."""
+
 
 class Promise(Config):
     """What an option has to keep, and what the estimate needs to know beside the rows."""
@@ -194,6 +200,8 @@ def broken_limits(
         p99_ms=sum(speed.p99_ms for speed in speeds),
         memory_mb=sum(speed.peak_memory_mb for speed in speeds),
         changes=rows.changes(accepted, labels, constraints.max_recall_drop),
+        # Whatever the full model answers is what the others are compared with.
+        companies={v.name: v.company for v in used if v.company and v.name != FULL},
     )
 
 
