@@ -24,6 +24,9 @@ def print_decision(pipeline: Pipeline) -> None:
     print("variants, quality on test")
     table(columns, [_row(v) for v in profile.variants])
     print(f"{profile.baseline_verdict}.")
+    for v in profile.variants:
+        if v.company is not None and v.company.changed:
+            print(f"answers depend on their company: {v.name} {v.company.sentence()}.")
     plan, certificate = read_plan(pipeline.select)
     print(describe(plan, certificate))
     for name, reason in plan.reasons.items():

@@ -44,6 +44,13 @@ class Company(Config):
             return 1.0
         return float(betaincinv(self.changed + 1, self.rows - self.changed, _CONFIDENCE))
 
+    def sentence(self) -> str:
+        """What was found, in words."""
+        return (
+            f"answers {self.changed} of {self.rows} rows otherwise in a batch than alone "
+            f"({100 * self.proven:.2g} % to {100 * self.possible:.2g} % of all)"
+        )
+
 
 def company(
     predict: Callable[[Sequence[Encoded]], NDArray[np.float32]], examples: Sequence[Encoded], batch_size: int

@@ -98,8 +98,7 @@ def _dependent(companies: Mapping[str, Company], allowed: float | None) -> list[
     if allowed is None:
         return []
     return [
-        f"answers of {name} depend on their company: {found.changed} of {found.rows} rows get another one in a batch than "
-        f"alone, surely more than {100 * found.proven:.2g} %, {100 * allowed:g} % are allowed"
+        f"answers depend on their company: {name} {found.sentence()}, {100 * allowed:g} % are allowed"
         for name, found in companies.items()
         if found.proven > allowed
     ]

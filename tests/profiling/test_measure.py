@@ -83,8 +83,9 @@ def test_several_threads_are_measured_beside_one(ray_cluster, tmp_path, threads)
     models = {name: toy_model_artifact(store, name) for name in ("full", "small")}
     config = ProfileConfig.parse({"batch_sizes": [1, 2], "rounds": 2, "cell_s": 0.01, "rows": 8, "threads": threads})
     task = Task.make("text_classification")
-    speeds, encode_s, _ = _speeds(config.as_served(1, 0), task, models, toy_corpus(store), lambda _: None)
-    assert encode_s > 0 and set(speeds) == set(models)
+    speeds, companies, encode_s, _ = _speeds(config.as_served(1, 0), task, models, toy_corpus(store), lambda _: None)
+    assert encode_s > 0 and set(speeds) == set(companies) == set(models)
+    assert all((found.rows, found.changed) == (8, 0) for found in companies.values())
     for speed in speeds.values():
         assert speed.threads == threads
         assert (speed.one_thread is not None) == (threads > 1)
