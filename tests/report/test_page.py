@@ -100,6 +100,9 @@ def test_every_number_of_the_quality_table_is_in_the_json(case: Case) -> None:
             value, low, high = (f"{scale * x:.{digits}f}" for x in (e.value, e.low, e.high))
             assert table[v.name][column] == f"{value}|{low}–{high}"
         assert table[v.name][7] == f"{100 * v.agreement:.1f}"
+        found = v.company
+        shown = "–" if found is None else f"{found.changed} of {found.rows}|probability: {found.largest:.4f}"
+        assert table[v.name][8] == shown
 
 
 def test_classes_that_are_lost_are_told_with_a_verdict(case: Case) -> None:
