@@ -29,8 +29,9 @@ class Constraints(Config):
     """Largest recall that any class may lose against the full model, as a fraction, however good the average is.
     Exceeded only where the rows prove it: see docs/decisions/forgetting-gate.md."""
     max_company_changes: NonNegativeFloat | None = 0.001
-    """Largest share of a compressed variant's answers that may depend on the rows they are computed with, as a fraction;
-    a small part of `select.alpha`. Exceeded only where the rows prove it: see docs/decisions/one-row-per-run.md."""
+    """Largest share of a compressed variant's answers that may depend on the rows they are computed with, as a
+    fraction; a small part of `select.alpha`. Exceeded only where the rows prove it: see
+    docs/decisions/one-row-per-run.md."""
     max_p99_ms: PositiveFloat | None = None
     max_memory_mb: PositiveFloat | None = None
 

@@ -41,8 +41,8 @@ class ProfileConfig(Config):
         rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
         cell_s: seconds per variant, round and batch size.
         rows: random rows of the selection split to measure speed with, and whether answers depend on their company.
-        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). More than one are
-            measured beside one, for comparison, in a round of their own.
+        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). More than one
+            are measured beside one, for comparison, in a round of their own.
         gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
         resamples: bootstrap resamples of the quality intervals.
     """
@@ -265,7 +265,9 @@ def measure(
     *,
     company: bool = True,
 ) -> tuple[dict[str, Speed], dict[str, Company], dict[str, Any]]:
-    """Speed and company of every model, and the hardware. One process per model, in turn; nothing else should run beside them.
+    """Speed and company of every model, and the hardware.
+
+    One process per model, in turn; nothing else should run beside them.
 
     Args:
         config: how, with `threads` and `gpu` settled.

@@ -62,8 +62,8 @@ def quality(findings: Findings) -> Html:
     caption = (
         f"Quality on the test split: {words.count(metrics.n)} rows that nothing was trained or chosen on. "
         f"Small figures are {words.level(metrics.confidence)} intervals. Macro recall is balanced accuracy. "
-        "The difference from full is paired: both models on the same rows. Other answer in a batch: of random rows, those "
-        "that are answered otherwise in a full batch than alone, and the most that a probability differs."
+        "The difference from full is paired: both models on the same rows. Other answer in a batch: of random rows, "
+        "those that are answered otherwise in a full batch than alone, and the most that a probability differs."
     )
     heads = [
         head("variant"),

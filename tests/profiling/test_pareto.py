@@ -137,7 +137,9 @@ def test_the_limit_is_a_small_part_of_the_risk_that_is_promised_by_default() -> 
     assert limit is not None and limit <= 0.1 * SelectConfig().alpha
 
 
-@pytest.mark.parametrize("field", ["max_accuracy_drop", "max_recall_drop", "max_company_changes", "max_p99_ms", "max_memory_mb"])
+@pytest.mark.parametrize(
+    "field", ["max_accuracy_drop", "max_recall_drop", "max_company_changes", "max_p99_ms", "max_memory_mb"]
+)
 def test_limits_below_zero_are_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         Constraints.parse({field: -1})
