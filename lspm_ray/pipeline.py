@@ -218,7 +218,8 @@ class Pipeline:
     def report_page(self) -> Artifact:
         """report.html and report.json."""
         made = self.gain if "gain" in self.settings.stages else None
-        return build_report(self.prepare, self.finetune, self.profile, self.outputs, self.select, self.store, made)
+        found = (self.prepare, self.finetune, self.profile, self.outputs, self.select)
+        return build_report(*found, self.store, self.chosen.report, made)
 
     def stage(self, name: str) -> Any:
         """The result of a stage by its name."""

@@ -19,6 +19,7 @@ from lspm_ray.documents.tokenizer_config import TokenizerConfig
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.source import ModelConfig
 from lspm_ray.profiling.profile import ProfileConfig
+from lspm_ray.report.config import ReportConfig
 from lspm_ray.selection.select import SelectConfig
 from lspm_ray.serving.config import OfflineConfig, ServeConfig
 from lspm_ray.tasks import Task
@@ -55,6 +56,7 @@ class Settings(Config):
     compress: CompressConfig = CompressConfig()
     profile: ProfileConfig = ProfileConfig()
     select: SelectConfig = SelectConfig()
+    report: ReportConfig = ReportConfig()
     serve: ServeConfig = ServeConfig()
     predict: OfflineConfig = OfflineConfig()
     cluster: ClusterConfig = ClusterConfig()

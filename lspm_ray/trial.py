@@ -19,8 +19,7 @@ from lspm_ray.config import Config, digest_of
 from lspm_ray.corpus.execute import run_serially
 from lspm_ray.corpus.shards import labels
 from lspm_ray.evaluation.outputs import InferHere, outputs, read_outputs
-from lspm_ray.profiling.company import Company
-from lspm_ray.profiling.profile import examples_of, measure
+from lspm_ray.profiling.profile import examples_of, measure_models
 from lspm_ray.profiling.table import Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.options import Option, choose
@@ -154,7 +153,7 @@ class FinetuneTrials:
         values = work.qualities({name: models[name] for name in sorted(needs.quality)})
         if needs.measured:
             wanted = models if needs.certified else {n: m for n, m in models.items() if n in needs.speed | {FULL}}
-            measured = work.measure(wanted, company=needs.certified)
+            measured = work.measure(wanted)
             values |= {f"profile.{name}.{k}": v for name, model in measured.items() for k, v in model.values().items()}
             if needs.certified:
                 values |= work.certified(models, measured)
@@ -170,14 +169,12 @@ class Measured:
         speed: as measured.
         seconds: per row at the best batch size, tokenising included.
         cost: the same, relative to the full model of the trial.
-        company: how its answers depend on the rows they are computed with; None if not measured.
     """
 
     name: str
     speed: Speed
     seconds: float
     cost: float
-    company: Company | None = None
 
     def values(self) -> dict[str, float]:
         """By the names in `metrics.SPEED`."""
@@ -234,7 +231,7 @@ class _Work:
             values |= {f"profile.{name}.{metric}": score(metric, logits, labels) for metric in QUALITY}
         return values
 
-    def measure(self, models: Mapping[str, Artifact], *, company: bool) -> dict[str, Measured]:
+    def measure(self, models: Mapping[str, Artifact]) -> dict[str, Measured]:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -242,11 +239,10 @@ class _Work:
         config = self.settings.profile.as_served(served.threads, served.gpus)
         examples, encode_s = examples_of(config, self.task, models[FULL], self.data)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        speeds, companies, _ = measure(config, models, examples, self.report, here, company=company)
+        speeds, _ = measure_models(config, models, examples, self.report, here)
         seconds = {name: 1 / speed.best_rows_per_s + encode_s for name, speed in speeds.items()}
         return {
-            name: Measured(name, speed, seconds[name], seconds[name] / seconds[FULL], companies.get(name))
-            for name, speed in speeds.items()
+            name: Measured(name, speed, seconds[name], seconds[name] / seconds[FULL]) for name, speed in speeds.items()
         }
 
     def certified(self, models: Mapping[str, Artifact], measured: Mapping[str, Measured]) -> dict[str, float]:

@@ -1,12 +1,11 @@
 """Which variants are worth their cost, and which break a limit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from lspm_ray.config import Config
 from lspm_ray.evaluation.forgetting import ClassChange
-from lspm_ray.profiling.company import Company
 
 _NAMED = 3
 """Forgotten classes that a reason names at most."""
@@ -28,10 +27,8 @@ class Constraints(Config):
     max_recall_drop: NonNegativeFloat | None = 0.05
     """Largest recall that any class may lose against the full model, as a fraction, however good the average is.
     Exceeded only where the rows prove it: see docs/decisions/forgetting-gate.md."""
-    max_company_changes: NonNegativeFloat | None = 0.001
-    """Largest share of a compressed variant's answers that may depend on the rows they are computed with, as a
-    fraction; a small part of `select.alpha`. Exceeded only where the rows prove it: see
-    docs/decisions/one-row-per-run.md."""
+    max_changed: NonNegativeFloat | None = 0.01
+    """Largest share of answers that may depend on their batch; see docs/decisions/one-row-per-run.md."""
     max_p99_ms: PositiveFloat | None = None
     max_memory_mb: PositiveFloat | None = None
 
@@ -68,8 +65,8 @@ def violations(
     accuracy_drop: float,
     p99_ms: float,
     memory_mb: float,
+    changed: float = 0.0,
     changes: Sequence[ClassChange] = (),
-    companies: Mapping[str, Company] | None = None,
 ) -> list[str]:
     """Plain-English reasons why a variant may not be deployed; empty when it keeps every limit.
 
@@ -78,8 +75,8 @@ def violations(
         accuracy_drop: accuracy of the full model minus that of the variant, as a fraction.
         p99_ms: 99th percentile of its latency, in milliseconds.
         memory_mb: its peak memory, in megabytes.
+        changed: share of rows that it answers otherwise in other company.
         changes: of its classes, judged against `max_recall_drop`.
-        companies: of the compressed models it uses, by name, judged against `max_company_changes`.
     """
     reasons = []
     drop, p99, memory = constraints.max_accuracy_drop, constraints.max_p99_ms, constraints.max_memory_mb
@@ -91,18 +88,12 @@ def violations(
         reasons.append(f"p99 latency is {p99_ms:.4g} ms, {p99:g} ms are allowed")
     if memory is not None and memory_mb > memory:
         reasons.append(f"peak memory is {memory_mb:.4g} MB, {memory:g} MB are allowed")
-    reasons += _dependent(companies or {}, constraints.max_company_changes)
+    company = constraints.max_changed
+    if company is not None and changed > company:
+        reasons.append(
+            f"{100 * changed:.3g} % of its answers change with the rows they are computed with, {100 * company:g} % may"
+        )
     return reasons + _forgotten(changes, constraints.max_recall_drop)
-
-
-def _dependent(companies: Mapping[str, Company], allowed: float | None) -> list[str]:
-    if allowed is None:
-        return []
-    return [
-        f"answers depend on their company: {name} {found.sentence()}, {100 * allowed:g} % are allowed"
-        for name, found in companies.items()
-        if found.proven > allowed
-    ]
 
 
 def _forgotten(changes: Sequence[ClassChange], allowed: float | None) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 from lspm_ray.compression.method import Method
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Estimate
-from lspm_ray.profiling.company import Company
 from lspm_ray.profiling.table import Speed, VariantProfile
 from lspm_ray.report import words
 from lspm_ray.report.findings import Alternative, Findings, Source
@@ -62,8 +61,7 @@ def quality(findings: Findings) -> Html:
     caption = (
         f"Quality on the test split: {words.count(metrics.n)} rows that nothing was trained or chosen on. "
         f"Small figures are {words.level(metrics.confidence)} intervals. Macro recall is balanced accuracy. "
-        "The difference from full is paired: both models on the same rows. Other answer in a batch: of random rows, "
-        "those that are answered otherwise in a full batch than alone, and the most that a probability differs."
+        "The difference from full is paired: both models on the same rows."
     )
     heads = [
         head("variant"),
@@ -75,7 +73,6 @@ def quality(findings: Findings) -> Html:
         head("log-loss", "nats per row"),
         head("calibration error", "%"),
         head("same answer as full", "%"),
-        head("other answer in a batch", "rows"),
     ]
     return _variant_table("quality", caption, heads, findings, lambda v: _standing(v, findings), _quality_cells)
 
@@ -293,7 +290,6 @@ def _quality_cells(v: VariantProfile) -> list[Html]:
         _estimated(test.log_loss, 1, 3),
         _estimated(test.calibration_error),
         cell(words.percent(v.agreement)),
-        _company(v.company),
     ]
 
 
@@ -304,7 +300,7 @@ def _speed_cells(v: VariantProfile, sizes: Sequence[int]) -> list[Html]:
 def _making(v: VariantProfile) -> Child:
     if not v.servable:
         return None
-    steps = " → ".join(words.spec(_asked(step), "method") for step in v.recipe)
+    steps = " → ".join(words.spec(asked(step), "method") for step in v.recipe)
     return f"{v.runtime}, {v.precision}" + (f"; {steps}" if steps else "")
 
 
@@ -326,13 +322,6 @@ def _one_thread(speed: Speed | None) -> Html:
     if speed is None or speed.one_thread is None:
         return missing("not measured")
     return cell(words.significant(max(speed.one_thread.rows_per_s.values())))
-
-
-def _company(found: Company | None) -> Html:
-    if found is None:
-        return missing("not measured")
-    moved = element("span", f"probability: {words.significant(found.largest)}", class_="range")
-    return element("td", f"{words.count(found.changed)} of {words.count(found.rows)}", moved)
 
 
 def _difference(v: VariantProfile) -> Html:
@@ -386,7 +375,7 @@ def _estimated(estimate: Estimate, scale: float = 100, digits: int = 1) -> Html:
     return element("td", value, element("span", words.interval(estimate, scale, digits), class_="range"))
 
 
-def _asked(step: dict[str, Any]) -> dict[str, Any]:
+def asked(step: dict[str, Any]) -> dict[str, Any]:
     """A recipe step with only the settings that differ from the method's defaults."""
     method = step["method"]
     defaults = Method.make(method).spec() if method in Method.names() else {}

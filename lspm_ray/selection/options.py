@@ -13,7 +13,6 @@ from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
 from lspm_ray.evaluation.forgetting import ClassChange, class_changes
-from lspm_ray.profiling.company import Company
 from lspm_ray.profiling.pareto import Constraints, violations
 from lspm_ray.profiling.table import Speed
 from lspm_ray.selection.risk import (
@@ -134,10 +133,6 @@ class Priced(Protocol):
     def speed(self) -> Speed | None:
         """As measured."""
 
-    @property
-    def company(self) -> Company | None:
-        """How its answers depend on the rows they are computed with, if that was measured."""
-
 
 class Promise(Config):
     """What an option has to keep, and what the estimate needs to know beside the rows."""
@@ -199,9 +194,11 @@ def broken_limits(
         # An escalated request waits for both.
         p99_ms=sum(speed.p99_ms for speed in speeds),
         memory_mb=sum(speed.peak_memory_mb for speed in speeds),
+        # Full is what others are compared with, and may always serve.
+        changed=max(
+            (v.speed.company.share for v in used if v.name != FULL and v.speed and v.speed.company), default=0.0
+        ),
         changes=rows.changes(accepted, labels, constraints.max_recall_drop),
-        # Whatever the full model answers is what the others are compared with.
-        companies={v.name: v.company for v in used if v.company and v.name != FULL},
     )
 
 

@@ -82,6 +82,11 @@ def test_presets_share_steps_with_each_other():
     assert names(plan[0]) == [["distill_layers"]]
 
 
+def test_the_smallest_preset_also_trims_the_vocabulary():
+    methods = [step["method"] for step in variants(a="small")["a"].recipe]
+    assert methods == ["distill_layers", "trim_vocabulary", "prune", "quantize_int8"]
+
+
 def test_a_step_of_a_preset_cannot_be_set_before_it_is_written_out():
     raw = {"compress": {"variants": {"a": {"recipe": "fast"}}}}
     with pytest.raises(ConfigError, match=r"`compress\.variants\.a\.recipe` is a value, not a list.*got 'fast'.*Write"):

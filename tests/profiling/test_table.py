@@ -1,6 +1,5 @@
 import pytest
 
-from lspm_ray.profiling.company import Company
 from tests.profiling.toy_table import toy_table
 
 
@@ -24,15 +23,4 @@ def test_what_one_thread_does_has_columns_of_its_own() -> None:
     table = table.model_copy(update={"variants": variants})
     flat = {row["name"]: row for row in table.to_arrow().to_pylist()}["small"]
     assert (flat["rows_per_s_8"], flat["one_thread_rows_per_s_8"], flat["one_thread_p50_ms"]) == (500, 310, 1)
-    assert type(table).parse(table.model_dump(mode="json")) == table
-
-
-def test_what_company_does_has_columns_of_its_own() -> None:
-    table = toy_table({"full": {1: 100.0}, "small": {1: 400.0}})
-    found = Company(rows=256, changed=3, largest=0.25)
-    variants = [table["full"], table["small"].model_copy(update={"company": found})]
-    table = table.model_copy(update={"variants": variants})
-    flat = {row["name"]: row for row in table.to_arrow().to_pylist()}
-    small, full = ([flat[name][f"company_{field}"] for field in Company.model_fields] for name in ("small", "full"))
-    assert (small, full) == ([256, 3, 0.25], [None, None, None])
     assert type(table).parse(table.model_dump(mode="json")) == table

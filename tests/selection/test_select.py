@@ -17,7 +17,6 @@ from lspm_ray.evaluation.calibration import softmax
 from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array, read_outputs
-from lspm_ray.profiling.company import Company
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.selection.break_even import BreakEven
 from lspm_ray.selection.select import SelectConfig, check_feasible, read_plan, recheck, select
@@ -41,7 +40,7 @@ def logits_for(labels, right, sure, seed):
 class World:
     """A store with a corpus, models, their outputs and a profile."""
 
-    def __init__(self, root: Path, cheap_right=0.93, sure=False, cost=0.05, lucky=False, changed=0):
+    def __init__(self, root: Path, cheap_right=0.93, sure=False, cost=0.05, lucky=False):
         self.store = ArtifactStore(str(root))
         self.data = toy_corpus(self.store, ROWS)
         self.models = {
@@ -50,7 +49,7 @@ class World:
             "middle": toy_model_artifact(self.store, "variant-b", "bag", seed=5),
         }
         quality = {"full": (0.97, False, 0), "cheap": (cheap_right, sure, 1), "middle": (0.97, False, 0)}
-        self.lucky, self.changed = lucky, changed
+        self.lucky = lucky
         self.outputs = {name: self._outputs(name, *quality[name]) for name in self.models}
         costs = {"full": 1.0, "cheap": cost, "middle": 0.5}
         self.profile = self._profile(costs)
@@ -101,7 +100,6 @@ class World:
                 against_full=None,
                 speed=speed,
                 cost=costs[name],
-                company=Company(rows=256, changed=self.changed if name == "cheap" else 0, largest=0.1),
             )
 
         right = quality["full"]["test"][1].argmax(1) == quality["full"]["test"][0]
@@ -238,15 +236,6 @@ def test_constraints_reject_by_name(world):
     plan, _ = read_plan(world.select(alpha=0.02, constraints={"max_memory_mb": 400}))
     assert [stage.model.name for stage in plan.stages] == ["middle"]
     assert "peak memory is 600 MB, 400 MB are allowed" in plan.reasons["cheap"]
-
-
-def test_a_variant_that_depends_on_its_company_is_not_served_unless_that_is_allowed(tmp_path):
-    world = World(tmp_path, changed=8)
-    plan, _ = read_plan(world.select(alpha=0.02))
-    assert [stage.model.name for stage in plan.stages] == ["middle"]
-    assert "cheap answers 8 of 256 rows otherwise in a batch than alone (1.6 % to 5.6 %" in plan.reasons["cheap"]
-    plan, _ = read_plan(world.select(alpha=0.02, constraints={"max_company_changes": 0.05}))
-    assert plan.stages[0].model.name == "cheap"
 
 
 def test_a_limit_that_nothing_keeps_is_an_error(world):
