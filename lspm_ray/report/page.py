@@ -126,8 +126,8 @@ def _company(findings: Findings) -> Child:
         rows = words.counted(max(company.rows for _, company in found), "row")
         return element(
             "p",
-            f"None of {rows} is answered otherwise in a batch than alone, by any variant; probabilities differ by up to "
-            f"{most:.2g}.",
+            f"None of {rows} is answered otherwise in a batch than alone, by any variant; probabilities differ by "
+            f"up to {most:.2g}.",
             class_="note",
         )
     return [
