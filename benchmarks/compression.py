@@ -375,7 +375,7 @@ def _fastest(names: Sequence[str], rows: Mapping[str, Any]) -> dict[str, Any] | 
 
 def say(line: str) -> None:
     """Progress."""
-    print(line, file=sys.stderr, flush=True)
+    print(line, flush=True)  # stderr goes to the log of the workers
 
 
 def table(found: Mapping[str, Any]) -> list[str]:

@@ -160,6 +160,9 @@ class Pipeline:
         """The corpus: cleaned, split, tokenised."""
         data = prepare(self.chosen.labelled, self.task, self.model_tokenizer, self.store, self.report)
         check_feasible(self.chosen.select, sum(class_counts(data, "calibration")))
+        for variant in self.chosen.compress.variants.values():
+            for method in variant.methods():
+                method.check_data(data)
         return data
 
     @cached_property

@@ -193,7 +193,7 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
         threads = _threads()
         missing = [step.model_copy(update={"threads": threads}) for step in missing]
         # A step that trains on workers of its own only waits for them: reserving CPUs for it could starve them.
-        cpus = [0 if step.workers else step.threads for step in missing]
+        cpus = [0 if step.workers and step.teacher else step.threads for step in missing]
         gpus = 1 if totals()["GPU"] >= 1 else 0
         with channel(report) as remote:
             # One process per step: ONNX export and torch leave memory and thread settings behind.

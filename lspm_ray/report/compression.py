@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lspm_ray.compression.effect import StepEffect
@@ -21,6 +22,8 @@ MOST_CLASSES = 20
 PLAN = "the plan's answers"
 _ID = 16
 """Characters of an id that are shown; a corpus of millions is told apart by them."""
+_ROUNDING = ("quantize_int8", "quantize_static")
+_BEARABLE_POINTS = 0.5
 _SIGNS = {"kept": "✓", "forgotten": "✗", "cannot be told": "?"}
 _PARTS = {
     "layers": "those kept, from 0",
@@ -232,6 +235,22 @@ def steps(findings: Findings) -> Html | None:
     rows = [row(name(FULL), _step(made[0].steps[0]))]
     rows += [row(name(v.name), _step(effect)) for v in made for effect in v.steps[1:]]
     return table("steps", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+
+
+def advice(findings: Findings) -> list[Child]:
+    """A sentence for every variant that rounding alone costs more than half a point."""
+    found: list[Child] = []
+    for v in findings.variants:
+        for before, after in pairwise(v.steps):
+            lost = 100 * (before.accuracy - after.accuracy)
+            if _method(after) in _ROUNDING and _method(before) != "quantization_aware" and lost > _BEARABLE_POINTS:
+                sentence = f": {_method(after)} costs {lost:.1f} points of accuracy. Try quantization_aware before it."
+                found.append(element("p", name(v.name), sentence, class_="note"))
+    return found
+
+
+def _method(effect: StepEffect) -> str:
+    return "" if effect.step is None else str(effect.step["method"])
 
 
 def _step(effect: StepEffect) -> list[Html]:

@@ -148,7 +148,8 @@ def _steps(findings: Findings) -> Child:
         "What is left of the full model": compression.left(findings),
         "Parts that stay in float": compression.sensitivity(findings),
     }
-    return [[element("h3", title), table] for title, table in made.items() if table is not None]
+    tables_ = [[element("h3", title), table] for title, table in made.items() if table is not None]
+    return [*tables_, *compression.advice(findings)]
 
 
 def _classes(findings: Findings) -> Child:

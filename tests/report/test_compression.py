@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.sensitivity import PartSensitivity, Sensitivity
 from lspm_ray.report.build import DATA_FILE, MOST_CHARACTERS, PAGE_FILE
-from lspm_ray.report.compression import left, sensitivity
+from lspm_ray.report.compression import advice, left, sensitivity
 from lspm_ray.report.config import ReportConfig
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.markup import join, plain
@@ -227,3 +228,31 @@ def test_a_single_part_in_float_stays_and_many_parts_scroll(tmp_path: Path) -> N
     made = sensitivity(with_variant(tmp_path, sensitivity=found))
     assert made is not None and 'class="scroll tall"' in made
     assert "1 of 13 parts stays in float" in one_table(made).text()
+
+
+@pytest.mark.parametrize(
+    ("methods", "after", "told"),
+    [
+        (["quantize_int8"], 0.894, True),
+        (["quantize_static"], 0.85, True),
+        (["quantize_int8"], 0.896, False),
+        (["quantize_int4"], 0.7, False),
+        (["quantization_aware", "quantize_int8"], 0.7, False),
+    ],
+)
+def test_rounding_that_costs_more_than_half_a_point_asks_for_training_with_it(case, methods, after, told) -> None:
+    found = findings(case)
+    first = StepEffect(
+        step=None, rows=9, accuracy=0.9, balanced_accuracy=0.9, loss=1, agreement=1, files_mb=1, parameters=9
+    )
+    accuracies = [0.9] * (len(methods) - 1) + [after]
+    steps = [
+        first.model_copy(update={"step": {"method": method}, "accuracy": value})
+        for method, value in zip(methods, accuracies, strict=True)
+    ]
+    variant = found.variants[0].model_copy(update={"name": "mine", "steps": [first, *steps]})
+    lines = [parse(join([line])).text() for line in advice(found.model_copy(update={"variants": [variant]}))]
+    points = f"{100 * (0.9 - after):.1f}"
+    assert lines == (
+        [f"mine: {methods[0]} costs {points} points of accuracy. Try quantization_aware before it."] if told else []
+    )
