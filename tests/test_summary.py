@@ -1,8 +1,10 @@
 """What the terminal says when a plan is made."""
 
-from lspm_ray.commands.summary import shortcomings
+from lspm_ray.commands.summary import dependent, shortcomings
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
+from lspm_ray.profiling.table import Company
 from lspm_ray.selection.break_even import BreakEven
+from tests.profiling.toy_table import toy_table
 
 
 def pays(first: str, size: int, cost: float) -> BreakEven:
@@ -50,3 +52,12 @@ def test_where_nothing_speaks_against_variants_nothing_is_said() -> None:
     kept = Forgetting(bound=0.05, alone={"int8": [change("a", 1, "kept"), change("b", 9, "cannot be told")]}, plan=[])
     assert shortcomings([pays("int8", 1, 0.9)], kept) == []
     assert shortcomings([], Forgetting(bound=None, alone={}, plan=[])) == []
+
+
+def test_answers_that_depend_on_their_company_are_told_of_what_is_served_too() -> None:
+    variants = toy_table({"full": {1: 1.0}, "calm": {1: 1.0}, "restless": {1: 1.0}}).variants
+    changed = [None, 0, 3]
+    found = [Company(rows=256, changed=n, largest=0.1) if n is not None else None for n in changed]
+    speeds = [v.speed.model_copy(update={"company": c}) for v, c in zip(variants, found, strict=True) if v.speed]
+    told = [v.model_copy(update={"speed": speed}) for v, speed in zip(variants, speeds, strict=True)]
+    assert dependent(told) == ["  restless answers 3 of 256 rows otherwise in a batch than alone"]

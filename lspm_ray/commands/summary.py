@@ -36,6 +36,18 @@ def print_decision(pipeline: Pipeline) -> None:
         print(f"  not {name}: {reason}")
     for line in shortcomings(read_break_even(pipeline.select), read_forgetting(pipeline.select)):
         print(line)
+    for line in dependent(profile.variants):
+        print(line)
+
+
+def dependent(variants: Sequence[VariantProfile]) -> list[str]:
+    """Whose answers depend on the rows they are computed with, in a line each; also of what is served."""
+    found = [(v.name, v.speed.company) for v in variants if v.speed and v.speed.company]
+    return [
+        f"  {name} answers {company.changed} of {company.rows} rows otherwise in a batch than alone"
+        for name, company in found
+        if company.changed
+    ]
 
 
 def shortcomings(pays: Sequence[BreakEven], forgetting: Forgetting) -> list[str]:

@@ -19,7 +19,6 @@ from lspm_ray.profiling.table import Company
 from lspm_ray.tasks import Encoded
 
 _WARM_UP_ROWS = 4
-_COMPANY_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Bench:
         """Rows alone against the same rows in batches of `batch_size`; None where the predictor never joins rows."""
         if not self._predictor.joins_rows:
             return None
-        rows = self._examples[:_COMPANY_ROWS]
+        rows = self._examples
         alone = softmax(np.concatenate([self._predictor.predict([row]) for row in rows]))
         order = np.random.default_rng(0).permutation(len(rows))
         joined = np.empty_like(alone)

@@ -27,8 +27,9 @@ class Constraints(Config):
     max_recall_drop: NonNegativeFloat | None = 0.05
     """Largest recall that any class may lose against the full model, as a fraction, however good the average is.
     Exceeded only where the rows prove it: see docs/decisions/forgetting-gate.md."""
-    max_changed: NonNegativeFloat | None = 0.01
-    """Largest share of answers that may depend on their batch; see docs/decisions/one-row-per-run.md."""
+    max_changed: NonNegativeFloat | None = 0.001
+    """Largest share of answers that may depend on their batch, as a fraction; a small part of `select.alpha`.
+    Exceeded only where the rows prove it: see docs/decisions/one-row-per-run.md."""
     max_p99_ms: PositiveFloat | None = None
     max_memory_mb: PositiveFloat | None = None
 
@@ -75,7 +76,7 @@ def violations(
         accuracy_drop: accuracy of the full model minus that of the variant, as a fraction.
         p99_ms: 99th percentile of its latency, in milliseconds.
         memory_mb: its peak memory, in megabytes.
-        changed: share of rows that it answers otherwise in other company.
+        changed: share of answers that are proven to depend on their company.
         changes: of its classes, judged against `max_recall_drop`.
     """
     reasons = []
@@ -91,7 +92,8 @@ def violations(
     company = constraints.max_changed
     if company is not None and changed > company:
         reasons.append(
-            f"{100 * changed:.3g} % of its answers change with the rows they are computed with, {100 * company:g} % may"
+            f"at least {100 * changed:.2g} % of its answers change with the rows they are computed with, "
+            f"{100 * company:g} % may"
         )
     return reasons + _forgotten(changes, constraints.max_recall_drop)
 

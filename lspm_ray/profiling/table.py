@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
+from scipy.special import betaincinv
 
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
@@ -44,6 +45,11 @@ class Company(Config):
     def share(self) -> float:
         """Of the rows, those that got another answer."""
         return self.changed / self.rows
+
+    @property
+    def proven(self) -> float:
+        """Share of all answers that change, at the least: the one-sided 95 % bound of Clopper and Pearson (1934)."""
+        return float(betaincinv(self.changed, self.rows - self.changed + 1, 0.05)) if self.changed else 0.0
 
 
 class Speed(Config):
