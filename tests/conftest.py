@@ -8,6 +8,9 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as CPUs: more threads would only get into each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("lspm", deadline=None)
 settings.load_profile("lspm")
 
