@@ -35,7 +35,7 @@ from lspm_ray.training.reparametrizations.fake_quantization import FakeQuantizat
 from tests.toy_corpus import toy_corpus
 from tests.toys import LABELS, toy_model, toy_tokenizer
 
-FAST = {"epochs": 6, "batch_size": 16, "learning_rate": 0.05, "precision": "fp32", "patience": 9}
+FAST = {"epochs": 3, "batch_size": 16, "learning_rate": 0.05, "precision": "fp32", "patience": 9}
 SPECS = {
     "onnx": {"method": "onnx"},
     "quantize_int4": {"method": "quantize_int4"},
@@ -44,13 +44,13 @@ SPECS = {
     "prune": {"method": "prune", "heads": 0.5, "importance_rows": 32, "train": FAST | {"learning_rate": 3e-3}},
     "distill_layers": {"method": "distill_layers", "layers": 1, "train": FAST | {"learning_rate": 3e-3}},
     "sparsify": {"method": "sparsify", "sparsity": 0.6, "train": FAST | {"learning_rate": 3e-3}},
-    "quantization_aware": {"method": "quantization_aware", "train": FAST | {"learning_rate": 3e-3, "epochs": 4}},
+    "quantization_aware": {"method": "quantization_aware", "train": FAST | {"learning_rate": 3e-3}},
     "distill_lstm": {"method": "distill_lstm", "embedding_size": 16, "hidden_size": 16, "train": FAST},
     "distill_transformer": {
         "method": "distill_transformer",
         "layers": 1,
         "importance_rows": 32,
-        "train": FAST | {"learning_rate": 3e-3},
+        "train": FAST | {"learning_rate": 3e-3, "epochs": 6},
     },
     "trim_vocabulary": {"method": "trim_vocabulary"},
     "distill_bag": {"method": "distill_bag", "buckets": 512, "embedding_size": 8, "train": FAST},
@@ -248,9 +248,11 @@ def hard_to_quantise(world, directory):
     return world[0].make("finetune", {"hard": True}, {}, build)
 
 
-def test_int8_is_nearer_to_a_model_that_was_trained_for_it(world, made, tmp_path, monkeypatch):
+def test_int8_is_nearer_to_a_model_that_was_trained_for_it(world, tmp_path, monkeypatch):
     store, data, _, teacher = world
-    hard = (store, data, hard_to_quantise(world, made("quantization_aware")), teacher)
+    long = {"layers": 2, "train": FAST | {"learning_rate": 3e-3, "epochs": 6}}
+    trained = apply(world, SPECS["distill_layers"] | long, tmp_path / "trained", "trained")
+    hard = (store, data, hard_to_quantise(world, trained), teacher)
     spec = SPECS["quantization_aware"] | {"train": FAST | {"learning_rate": 1e-3, "epochs": 1}}
     aware = int8_error(hard, apply(hard, spec, tmp_path / "aware", "aware"), tmp_path / "aware-int8")
     monkeypatch.setattr(FakeQuantization, "attach", lambda self, model: None)
