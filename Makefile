@@ -32,11 +32,11 @@ demo: install
 	else $(BIN)/lspm stop $(DEMO); fi; exit $$status
 
 test: install fast
-	$(BIN)/python -m pytest -m "ray or e2e"
+	$(BIN)/python -m pytest -m "ray or e2e" --durations 10
 
 # One process per CPU; tests that start Ray or whole commands use all CPUs themselves.
 fast: install
-	$(BIN)/python -m pytest -m "not ray and not e2e" --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "not ray and not e2e" --numprocesses auto --maxprocesses 8 --dist loadfile --durations 10
 
 lint: install
 	$(BIN)/ruff check .

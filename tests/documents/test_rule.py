@@ -25,24 +25,25 @@ SPECS = {
     "remove_stop_words": {"language": "en"},
 }
 RULES = [Rule.make({"rule": name, **fields}) for name, fields in SPECS.items()]
-MEGABYTE = 1_000_000
+LENGTH = 250_000
+"""Characters: for what grows with their square that would be minutes, not seconds."""
 HOSTILE = {
-    **{f"one character {c!r}": c * MEGABYTE for c in "a1.@-(#{'…•é字\n\u0301\U0001f600 "},
-    "line ends": "\n" * 100_000,
-    "one-letter lines": "a\n" * 100_000,
-    "same word": "bad " * 250_000,
-    "two words": "very bad " * 110_000,
-    "different words": " ".join(map(str, range(150_000))),
-    "addresses without an end": "a@a." * 250_000,
-    "addresses without a start": "@a.bc" * 200_000,
-    "dotted numbers": "1.1" * 330_000 + "a",
-    "long dotted numbers": ("1" * 1000 + ".") * 1000 + "a",
-    "spaced numbers": "1 " * 500_000 + "a",
-    "phones without an end": "+1 (" * 250_000,
-    "zeros": "01 " * 330_000,
-    "quoted dots": '."' * 500_000,
-    "apostrophes": "a'" * 500_000,
-    "brackets": "()[]" * 250_000,
+    **{f"one character {c!r}": c * LENGTH for c in "a1.@-(#{'…•é字\n\u0301\U0001f600 "},
+    "line ends": "\n" * 25_000,
+    "one-letter lines": "a\n" * 25_000,
+    "same word": "bad " * 62_000,
+    "two words": "very bad " * 27_000,
+    "different words": " ".join(map(str, range(40_000))),
+    "addresses without an end": "a@a." * 62_000,
+    "addresses without a start": "@a.bc" * 50_000,
+    "dotted numbers": "1.1" * 83_000 + "a",
+    "long dotted numbers": ("1" * 1000 + ".") * 250 + "a",
+    "spaced numbers": "1 " * 125_000 + "a",
+    "phones without an end": "+1 (" * 62_000,
+    "zeros": "01 " * 83_000,
+    "quoted dots": '."' * 125_000,
+    "apostrophes": "a'" * 125_000,
+    "brackets": "()[]" * 62_000,
 }
 
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -89,4 +90,4 @@ def test_hostile_text_takes_no_longer_than_its_length(rule):
         start = time.process_time()
         result = rule.apply(text)
         assert isinstance(result, str | Drop)
-        assert time.process_time() - start < 5, what
+        assert time.process_time() - start < 2, what

@@ -4,16 +4,16 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.e2e.warm import Lspm
 from tests.toy_corpus import toy_rows
 from tests.toys import toy_model_dir
 
-Lspm = Callable[..., subprocess.CompletedProcess[str]]
 REPO = Path(__file__).parents[2]
 
 
@@ -21,20 +21,18 @@ def environment() -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "lspm_ray.cli", *map(str, arguments)]
+def run_alone(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a command in a fresh interpreter; returns when it has ended."""
+    command = [sys.executable, "-m", "lspm_ray.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(), check=False)
 
 
 @pytest.fixture(scope="session")
-def lspm() -> Lspm:
-    """Run a command as a user would; returns when it has ended."""
-
-    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
-        )
-
-    return run
+def lspm() -> Iterator[Lspm]:
+    """Runs a command, in a process of its own that need not import the libraries."""
+    made = Lspm(environment())
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +77,8 @@ def toy_config(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(toy_config, lspm) -> Path:
+def finished_run(toy_config) -> Path:
     """The toy configuration after one uninterrupted `lspm run`."""
-    result = lspm("run", toy_config)
+    result = run_alone("run", toy_config)
     assert result.returncode == 0, result.stderr
     return toy_config

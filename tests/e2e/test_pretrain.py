@@ -3,7 +3,6 @@
 import gzip
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 import yaml
 
 from lspm_ray.artifact import ArtifactStore
-from tests.e2e.conftest import Lspm, command, environment
+from tests.e2e.conftest import run_alone
+from tests.e2e.warm import Lspm
 from tests.toy_corpus import toy_rows
 
 pytestmark = pytest.mark.e2e
@@ -65,8 +65,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, toy_config: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(config: Path, lspm: Lspm) -> Path:
-    result = lspm("run", config, timeout=600)
+def finished(config: Path) -> Path:
+    result = run_alone("run", config, timeout=600)
     assert result.returncode == 0, result.stderr
     (config.parent / "out.txt").write_text(result.stdout)
     return config
@@ -126,20 +126,14 @@ KILLS = {
 def test_killed_in_every_stage_it_resumes_to_the_same_digests(finished: Path, lspm: Lspm, tmp_path: Path) -> None:
     output = tmp_path / "run"
     for stage, pattern in KILLS.items():
-        process = subprocess.Popen(
-            command("pretrain", str(finished), f"output={output}"),
-            env=environment(),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        process = lspm.start("pretrain", finished, f"output={output}")
         deadline = time.monotonic() + 240
         while not list(output.glob(pattern)):
-            assert process.poll() is None, f"ended before {stage} could be killed: {process.stderr.read()}"
+            assert process.poll() is None, f"ended before {stage} could be killed: {process.read('err')}"
             assert time.monotonic() < deadline, f"never saw {pattern}"
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait().returncode == -signal.SIGKILL
     last = lspm("pretrain", finished, f"output={output}")
     assert last.returncode == 0, last.stderr
     found = digests(output)

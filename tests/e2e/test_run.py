@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import yaml
 
 from lspm_ray.artifact import ArtifactStore
-from tests.e2e.conftest import command, environment
 
 pytestmark = pytest.mark.e2e
 
@@ -112,30 +110,18 @@ KILLS = {
 def test_killed_in_every_stage_it_resumes_to_the_same_digests(finished_run, lspm, tmp_path):
     output = tmp_path / "run"
     for stage, pattern in KILLS.items():
-        process = subprocess.Popen(
-            command("run", str(finished_run), f"output={output}"),
-            env=environment(),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        process = lspm.start("run", finished_run, f"output={output}")
         deadline = time.monotonic() + 240
         while not list(output.glob(pattern)):
-            assert process.poll() is None, f"ended before {stage} could be killed: {process.stderr.read()}"
+            assert process.poll() is None, f"ended before {stage} could be killed: {process.read('err')}"
             assert time.monotonic() < deadline, f"never saw {pattern}"
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait().returncode == -signal.SIGKILL
         if stage in ("finetune", "compress"):
             found = lspm("status", finished_run, f"output={output}").stdout
             assert re.search(rf"{stage} +│ interrupted, will resume", found), found
-    last = subprocess.run(
-        command("run", str(finished_run), f"output={output}"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    last = lspm("run", finished_run, f"output={output}")
     assert last.returncode == 0, last.stderr
     assert digests(output) == digests(output_of(finished_run))
     assert not list(output.glob(".partial/*")) and not list(output.glob(".work/*"))

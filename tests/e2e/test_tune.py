@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from lspm_ray.artifact import ArtifactStore
-from tests.e2e.conftest import command, environment
+from tests.e2e.warm import Command
 
 pytestmark = pytest.mark.e2e
 
@@ -26,6 +25,7 @@ def config(toy_config, tmp_path_factory) -> Path:
     raw = yaml.safe_load(toy_config.read_text())
     root = tmp_path_factory.mktemp("tune")
     raw["output"] = str(root / "run")
+    del raw["compress"]["variants"]["int8"]
     raw["tune"] = {
         "space": {
             "finetune.learning_rate": {"loguniform": [1e-4, 3e-3]},
@@ -49,18 +49,8 @@ def over(output: Path) -> list[int]:
     return sorted(number for number, record in records(output).items() if record["status"] != "running")
 
 
-def start(config: Path) -> subprocess.Popen:
-    """The command in a process group of its own, so that a kill takes its cluster with it."""
-    return subprocess.Popen(
-        command("tune", str(config)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        start_new_session=True,
-    )
-
-
-def kill_when(process: subprocess.Popen, output: Path, trials: int) -> None:
+def kill_when(process: Command, output: Path, trials: int) -> None:
+    """Kill the command and, with its process group, its cluster."""
     while process.poll() is None and len(over(output)) < trials:
         time.sleep(0.05)
     assert process.poll() is None, "it ended before it could be killed"
@@ -70,7 +60,7 @@ def kill_when(process: subprocess.Popen, output: Path, trials: int) -> None:
 
 def test_a_killed_sweep_goes_on_and_does_nothing_twice(config, lspm):
     output = Path(yaml.safe_load(config.read_text())["output"])
-    kill_when(start(config), output, 2)
+    kill_when(lspm.start("tune", config), output, 2)
     finished = {number: records(output)[number] for number in over(output)}
     assert 2 <= len(finished) < TRIALS
 

@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -97,12 +98,18 @@ def make(directories):
     return make
 
 
+@pytest.fixture(scope="module")
+def load(make):
+    """Loads what `make` makes, once: it may have to be compiled."""
+    return functools.cache(lambda name: load_predictor(make(name), threads=1))
+
+
 @pytest.mark.parametrize("name", MADE_NAMES)
-def test_answers_stay_within_the_rounding(directories, make, name):
+def test_answers_stay_within_the_rounding(directories, load, name):
     _, in_company, against_full = MADE[name]
     batch = examples(60)
     reference = load_predictor(directories / "torch", threads=1).predict(batch)
-    predictor = load_predictor(make(name), threads=1)
+    predictor = load(name)
     together = predictor.predict(batch)
     alone = np.concatenate([predictor.predict([example]) for example in batch])
     assert together.dtype == np.float32
@@ -112,9 +119,9 @@ def test_answers_stay_within_the_rounding(directories, make, name):
     assert (alone.argmax(1) == reference.argmax(1)).mean() > 0.85
 
 
-def test_nothing_is_compiled_while_serving(make):
-    predictor = load_predictor(make("compile"), threads=1)
-    predictor.stance = "fail_on_recompile"
+def test_nothing_is_compiled_while_serving(load, monkeypatch):
+    predictor = load("compile")
+    monkeypatch.setattr(predictor, "stance", "fail_on_recompile")
     batch = [np.append(example, 7) for example in examples()]
     with ThreadPoolExecutor(1) as other:  # an endpoint computes in another thread than it loads in
         assert other.submit(predictor.predict, batch).result().shape == (len(batch), 2)
@@ -122,8 +129,8 @@ def test_nothing_is_compiled_while_serving(make):
 
 
 @pytest.mark.parametrize("name", [name for name in MADE_NAMES if "compile" not in str(name)])
-def test_several_threads_get_the_answers_of_one(make, name):
-    predictor, batch = load_predictor(make(name), threads=1), examples(60)
+def test_several_threads_get_the_answers_of_one(load, name):
+    predictor, batch = load(name), examples(60)
     expected = predictor.predict(batch)
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(predictor.predict, [batch] * 8):
@@ -131,10 +138,10 @@ def test_several_threads_get_the_answers_of_one(make, name):
 
 
 @needs_torchao
-def test_quantised_models_differ_from_the_full_one(directories, make):
+def test_quantised_models_differ_from_the_full_one(directories, load):
     batch = examples()
     reference = load_predictor(directories / "torch", threads=1).predict(batch)
-    errors = [np.abs(load_predictor(make(name), 1).predict(batch) - reference).mean() for name in MADE if "_" in name]
+    errors = [np.abs(load(name).predict(batch) - reference).mean() for name in MADE if "_" in name]
     assert 1e-3 < errors[0] < errors[1] < errors[2]
 
 

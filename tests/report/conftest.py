@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,9 +34,19 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Run, Artifact]]:
+    """Name of a case -> its run and report, made once: pytest forgets one parameter of a fixture for the next."""
+
+    @functools.cache
+    def make(name: str) -> tuple[Run, Artifact]:
+        run = Run(ArtifactStore(str(tmp_path_factory.mktemp("runs"))), **CASES[name])
+        return run, run.report()
+
+    return make
+
+
 @pytest.fixture(scope="session", params=list(CASES))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Artifact]]:
+def case(request: pytest.FixtureRequest, reported: Callable[[str], tuple[Run, Artifact]]) -> tuple[Run, Artifact]:
     """Every kind of run, each with its report."""
-    store = ArtifactStore(str(tmp_path_factory.mktemp("runs")))
-    run = Run(store, **CASES[request.param])
-    yield run, run.report()
+    return reported(request.param)

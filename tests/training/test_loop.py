@@ -1,5 +1,6 @@
 """The loop on a toy model: it learns, resumes exactly, stops early."""
 
+import functools
 import json
 
 import numpy as np
@@ -41,9 +42,9 @@ def shards(tmp_path, name, rows, parts, seed):
     return files
 
 
-@pytest.fixture
-def job(tmp_path):
-    store = ArtifactStore(str(tmp_path / "store"))
+def jobs_in(folder):
+    """Makes jobs that differ in nothing but what is said, wherever their folder is."""
+    store = ArtifactStore(str(folder / "store"))
 
     def make(work, kind="bert", reparametrization=None, **config):
         settings = {
@@ -57,16 +58,30 @@ def job(tmp_path):
             model_uri=toy_model_artifact(store, f"toy-{kind}", kind).uri,
             labels=list(LABELS),
             task={"task": "text_classification"},
-            train_files=shards(tmp_path, "train", ROWS, 3, seed=0),
-            validation_files=shards(tmp_path, "validation", 40, 1, seed=1),
+            train_files=shards(folder, "train", ROWS, 3, seed=0),
+            validation_files=shards(folder, "validation", 40, 1, seed=1),
             train_rows=ROWS,
             class_counts=[ROWS // 2, ROWS // 2],
             config=TrainConfig.parse(settings | config),
             reparametrization=reparametrization,
-            work_uri=str(tmp_path / work),
+            work_uri=str(folder / work),
         )
 
     return make
+
+
+@pytest.fixture
+def job(tmp_path):
+    return jobs_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Steps that gradients are accumulated over -> weights and history of a run that nobody kills, made once."""
+    jobs = jobs_in(tmp_path_factory.mktemp("whole"))
+    return functools.cache(
+        lambda accumulation: train(jobs(f"whole-{accumulation}", gradient_accumulation=accumulation, patience=9))[:2]
+    )
 
 
 def train(job):
@@ -157,9 +172,9 @@ def without_time(history):
 
 @pytest.mark.parametrize("kill_at", [1, 4, 7, 13, 20, 25])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_killed_and_resumed_equals_uninterrupted(job, monkeypatch, kill_at, accumulation):
+def test_killed_and_resumed_equals_uninterrupted(job, uninterrupted, monkeypatch, kill_at, accumulation):
     settings = {"gradient_accumulation": accumulation, "patience": 9}
-    expected, history, _ = train(job("whole", **settings))
+    expected, history = uninterrupted(accumulation)
     step = loop._Run._step
     calls = []
 

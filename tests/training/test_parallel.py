@@ -1,5 +1,6 @@
 """Pretraining with several real worker processes (gloo), however the model is spread over them."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from tests.training.toy_runs import toy_job
 pytestmark = pytest.mark.e2e
 
 STEPS = 10
+LIBRARIES = ["torch", "transformers.models.bert.modeling_bert", "lspm_ray.training.pretrain_loop"]
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 Train = Callable[..., dict[str, torch.Tensor]]
 
@@ -55,11 +57,11 @@ def train(tmp_path_factory: pytest.TempPathFactory, blocks: Artifact, tokenizer:
         # Not a port: one found to be free may be taken before the workers listen on it.
         meeting = folder / f"{name}-{world}-{stop_at}.meeting"
         arguments = (world, str(meeting), job.model_dump(mode="json"), stop_at)
-        if stop_at <= STEPS:
-            with pytest.raises(mp.ProcessExitedException):
-                mp.spawn(work, arguments, nprocs=world)
-        else:
-            mp.spawn(work, arguments, nprocs=world)
+        # Forks of a process that has imported the libraries: else every worker spends seconds on that.
+        mp.get_context("forkserver").set_forkserver_preload(LIBRARIES)
+        expected = pytest.raises(mp.ProcessExitedException) if stop_at <= STEPS else contextlib.nullcontext()
+        with expected:
+            mp.start_processes(work, arguments, nprocs=world, start_method="forkserver")
         last = CheckpointStore(job.work_uri).latest()
         assert last is not None
         return last.tensors

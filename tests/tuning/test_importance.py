@@ -34,6 +34,13 @@ def trials(count, evaluate=loss, space=SPACE, name="validation.loss"):
     ]
 
 
+@pytest.fixture
+def few_shuffles(monkeypatch):
+    """Chance is judged by another test: shares do not depend on it, and a shuffle takes as long as they do."""
+    monkeypatch.setattr("lspm_ray.tuning.importance._SHUFFLES", 1)
+
+
+@pytest.mark.usefixtures("few_shuffles")
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_what_matters_comes_first(mode):
     found = importance(trials(30), SPACE, Goals(objectives={"validation.loss": mode}), "loss")
@@ -46,6 +53,7 @@ def test_what_matters_comes_first(mode):
     assert found == importance(trials(30), SPACE, Goals(objectives={"validation.loss": mode}), "loss")
 
 
+@pytest.mark.usefixtures("few_shuffles")
 def test_options_matter_too():
     found = importance(trials(30, lambda params: params["f.list"] == {"k": 1}), SPACE, LOSS, "loss")
     assert found["f.list"].share > 0.9
@@ -62,12 +70,14 @@ def test_only_what_is_more_than_chance_is_real():
     assert len(real) <= 2  # of 12, at one in twenty
 
 
+@pytest.mark.usefixtures("few_shuffles")
 def test_of_very_many_trials_some_are_enough(monkeypatch):
     monkeypatch.setattr("lspm_ray.tuning.importance._MOST", 20)
     many = trials(60)
     assert importance(many, SPACE, LOSS, "loss") == importance(many[::3], SPACE, LOSS, "loss")
 
 
+@pytest.mark.usefixtures("few_shuffles")
 def test_too_few_trials_or_equal_outcomes_tell_nothing():
     assert importance([], SPACE, LOSS, "loss") == {}
     assert importance(trials(7), SPACE, LOSS, "loss") == {}
@@ -75,6 +85,7 @@ def test_too_few_trials_or_equal_outcomes_tell_nothing():
     assert importance(trials(30, lambda _: 1.0), SPACE, LOSS, "loss") == {}
 
 
+@pytest.mark.usefixtures("few_shuffles")
 def test_fields_that_do_not_always_count_are_left_out():
     space = Space(
         {
@@ -103,6 +114,7 @@ def test_fields_that_were_the_same_in_all_trials_explain_nothing(space):
     assert importance(told, Space(space), LOSS, "loss") == {}
 
 
+@pytest.mark.usefixtures("few_shuffles")
 def test_stopped_trials_count_with_their_best_where_the_objective_is_what_they_were_stopped_by():
     def stop(trial):
         worse = [
@@ -111,8 +123,9 @@ def test_stopped_trials_count_with_their_best_where_the_objective_is_what_they_w
         return trial.model_copy(update={"status": "stopped", "values": {}, "history": worse})
 
     done = trials(30)
+    found = importance(done, SPACE, LOSS, "loss")
     stopped = [stop(trial) if trial.number % 2 else trial for trial in done]
-    assert importance(stopped, SPACE, LOSS, "loss") == importance(done, SPACE, LOSS, "loss")
+    assert importance(stopped, SPACE, LOSS, "loss") == found
     cost = Goals(objectives={"certified.cost": "min"})
     costs = trials(30, name="certified.cost")
     few = [trial if trial.number < 7 else trial.model_copy(update=dict(stop(done[0]))) for trial in costs]
@@ -120,4 +133,4 @@ def test_stopped_trials_count_with_their_best_where_the_objective_is_what_they_w
     silent = Trial(number=99, params=done[0].params, seed=0, status="stopped")
     failed = Trial(number=98, params=done[0].params, seed=0, status="failed")
     running = Trial(number=97, params=done[0].params, seed=0)
-    assert importance([*done, silent, failed, running], SPACE, LOSS, "loss") == importance(done, SPACE, LOSS, "loss")
+    assert importance([*done, silent, failed, running], SPACE, LOSS, "loss") == found
