@@ -291,10 +291,7 @@ def _run(options: argparse.Namespace, pipeline: Pipeline, work: Path) -> dict[st
     }
     data, full = pipeline.prepare, models[FULL]
     made = outputs(models, data, pipeline.store, say)
-    predicted, labels = {}, np.empty(0, dtype=np.int64)
-    for name, artifact in made.items():
-        _, labels, logits = read_outputs(artifact, "test")
-        predicted[name] = logits.argmax(axis=1)
+    (predicted, labels), (seen, known) = _predicted(made, "test"), _predicted(made, "selection")
     exported, quantized = by_hand(full.local(), work)
     files = {"onnx-dynamic": quantized}
     if find_spec("nncf") is not None:
@@ -318,11 +315,20 @@ def _run(options: argparse.Namespace, pipeline: Pipeline, work: Path) -> dict[st
         "rounds": options.rounds,
         "quality": quality(predicted, labels),
         "speed": speed,
-        "targets": targets(speed, quality(predicted, labels), {name: _kind(model) for name, model in models.items()}),
+        "targets": targets(speed, quality(seen, known), {name: _kind(model) for name, model in models.items()}),
         "wanted": TARGETS,
         "recipes": {name: model.manifest.config.get("recipe") for name, model in models.items() if name != FULL},
         "hardware": hardware(),
     }
+
+
+def _predicted(made: Mapping[str, Artifact], split: str) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Predicted classes of each model, and the labels; each [rows]."""
+    predicted, labels = {}, np.empty(0, dtype=np.int64)
+    for name, artifact in made.items():
+        _, labels, logits = read_outputs(artifact, split)
+        predicted[name] = logits.argmax(axis=1)
+    return predicted, labels
 
 
 def _measured(config: ProfileConfig, contenders: Mapping[str, Candidate], examples: list[Encoded]) -> dict[str, Speed]:
@@ -350,7 +356,13 @@ def _kind(model: Artifact) -> str:
 def targets(
     speed: Mapping[int, Mapping[str, Any]], found: Mapping[str, Any], kinds: Mapping[str, str]
 ) -> dict[int, dict[str, Any]]:
-    """What is to be compared with `TARGETS`, per number of threads; None where there is no such variant."""
+    """What is to be compared with `TARGETS`, per number of threads; None where there is no such variant.
+
+    Args:
+        speed: per number of threads, the `figures`.
+        found: quality on the selection split: the best of several by test rows would look better than it is.
+        kinds: model type of each variant.
+    """
     small = ("lspm_bag_of_ngrams", "lspm_lstm")
     near = [
         name
