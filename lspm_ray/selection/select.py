@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -26,7 +26,7 @@ from lspm_ray.profiling.table import ProfileTable, Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.break_even import BreakEven, break_even
 from lspm_ray.selection.options import Option, Priced, Promise, Rows, broken_limits, choose, estimate
-from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
+from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan, PlanStage
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
     Certified,
@@ -37,6 +37,8 @@ from lspm_ray.selection.risk import (
 )
 from lspm_ray.tasks import Task
 from lspm_ray.validators import Validator
+
+Level = Annotated[float, Field(gt=0, lt=1)]
 
 STAGE = "select"
 CURVE_FILE = "curve.json"
@@ -50,6 +52,8 @@ class SelectConfig(Config):
 
     Attributes:
         alpha: largest share of all answers that may be worse than the full model's.
+        points: further risk levels, certified along with `alpha` for whoever wants to serve stricter or cheaper answers
+            for a while; one that these rows cannot certify is left out.
         delta: chance that the certificate promises too much.
         risk: `regret`: accepted, wrong, and full would have been right; `disagreement`: accepted and not full's answer.
         validator: scores the answers; `{validator: NAME, ...}` or just the name.
@@ -60,6 +64,7 @@ class SelectConfig(Config):
     """
 
     alpha: float = Field(0.01, gt=0, lt=1)
+    points: list[Level] = Field(default_factory=lambda: [0.005, 0.02])
     delta: float = Field(0.05, gt=0, lt=1)
     risk: Literal["regret", "disagreement"] = "regret"
     validator: dict[str, Any] = Field(default_factory=lambda: {"validator": "max_probability"})
@@ -235,20 +240,27 @@ class _Decision:
             reasons[first] = f"certified, but would cost {cost:.2f} of full: saves less than {config.min_saving:.0%}"
             return self._full_alone(reasons), None
         certificate = Certificate(
-            alpha=config.alpha,
             delta=config.delta,
             risk=config.risk,
+            points=[
+                OperatingPoint(
+                    alpha=config.alpha,
+                    level=config.delta,
+                    threshold=None if alone else point.threshold,
+                    losses=point.losses,
+                    p_value=point.p_value,
+                    upper_bound=point.bound,
+                    escalation_rate=e,
+                    default=True,
+                )
+            ],
             first=self._ref(first),
             last=None if alone else self._ref(last),
             full=self._ref(FULL),
             validator=config.validator,
             temperature=chosen.temperature,
-            threshold=None if alone else point.threshold,
+            grid_size=config.grid_size,
             calibration_rows=self.certified.n,
-            losses=point.losses,
-            p_value=point.p_value,
-            upper_bound=point.bound,
-            escalation_rate=e,
             outputs={name: _ref(name, self.outputs[name]) for name in (first, last, FULL)},
             data=_ref("data", self.data),
             hardware=hardware(),
@@ -273,7 +285,7 @@ class _Decision:
             "test_escalation_rate": float(1 - accepted.mean()),
             "test_risk": test.risk(self.config.risk, accepted),
         }
-        return self._make(stages, certificate.id, expected, reasons)
+        return self._make(stages, certificate, expected, reasons)
 
     def _full_alone(self, reasons: dict[str, str]) -> Plan:
         """The plan that needs no certificate.
@@ -297,7 +309,11 @@ class _Decision:
         return self._make([self._stage(FULL, self._temperature(FULL), None)], None, expected, reasons)
 
     def _make(
-        self, stages: list[PlanStage], certificate_id: str | None, expected: dict[str, float], reasons: dict[str, str]
+        self,
+        stages: list[PlanStage],
+        certificate: Certificate | None,
+        expected: dict[str, float],
+        reasons: dict[str, str],
     ) -> Plan:
         return Plan(
             labels=self.table.labels,
@@ -305,7 +321,8 @@ class _Decision:
             max_characters=max_characters(self.data),
             validator=self.config.validator,
             stages=stages,
-            certificate_id=certificate_id,
+            points=certificate.points if certificate else [],
+            certificate_id=certificate.id if certificate else None,
             expected=expected,
             reasons=reasons,
         )

@@ -176,7 +176,8 @@ def test_the_certificate_can_be_recomputed(world):
 
 def test_a_forged_number_is_found(world, tmp_path):
     plan, certificate = read_plan(world.select(alpha=0.02))
-    forged = certificate.model_copy(update={"losses": certificate.losses + 1})
+    point = certificate.points[0].model_copy(update={"losses": certificate.losses + 1})
+    forged = certificate.model_copy(update={"points": [point]})
     plan = plan.model_copy(update={"certificate_id": forged.id})
 
     def build(draft):
@@ -203,7 +204,7 @@ def test_a_certificate_that_the_plan_does_not_name_is_refused(world, tmp_path):
 
     def build(draft):
         (draft.path / "plan.json").write_text(plan.model_dump_json())
-        (draft.path / "certificate.json").write_text(certificate.model_copy(update={"alpha": 0.5}).model_dump_json())
+        (draft.path / "certificate.json").write_text(certificate.model_copy(update={"delta": 0.5}).model_dump_json())
 
     artifact = ArtifactStore(str(tmp_path)).make("select", {}, {}, build)
     with pytest.raises(CertificateError, match="names another certificate"):

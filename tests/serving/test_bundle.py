@@ -70,7 +70,7 @@ def test_a_plan_that_differs_from_its_certificate_is_refused(
 
 def test_a_certificate_edited_by_hand_is_refused(toy_select: Artifact) -> None:
     plan, certificate = documents(toy_select)
-    better = Certificate.parse(certificate.model_dump(mode="json") | {"alpha": 0.001})
+    better = Certificate.parse(certificate.model_dump(mode="json") | {"delta": 0.001})
     with pytest.raises(CertificateError) as caught:
         check_certificate(plan, better)
     assert caught.value.field == "certificate_id"
