@@ -113,10 +113,12 @@ class Certificate(Config):
     """Per-example outputs of these models by name: every number here can be recomputed from them."""
     data: ModelRef
     """The prepared corpus, whose calibration split they are about."""
+    profile: ModelRef | None = None
+    """The measured table that costs and latencies of the plan are from."""
     hardware: dict[str, Any]
     """Where outputs were computed. The risk claim carries over to other hardware only as far as outputs agree."""
     assumption: str = "calibration rows and live requests are drawn independently from one distribution"
-    how_to_check: str = ""
+    how_to_check: str = "`lspm verify` with the directory of this file recomputes every number"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Certificate":
