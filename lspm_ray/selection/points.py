@@ -251,7 +251,8 @@ def share(walked: Walk, wanted: Wanted, names: Sequence[str]) -> tuple[dict[floa
 
     It looks at the numbers of rows only, not at losses.
     """
-    alphas, left_out = wanted.alphas, {}
+    alphas = wanted.alphas
+    left_out: dict[str, str] = {}
     while True:
         levels = _levels(alphas, wanted, walked.rows, nested=_is_nested(walked, wanted))
         short = {alpha: missing_rows(alpha, level, walked, wanted, names) for alpha, level in levels.items()}
