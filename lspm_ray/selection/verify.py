@@ -19,10 +19,12 @@ from lspm_ray.errors import ArtifactError, CertificateError
 from lspm_ray.evaluation.calibration import fit_temperature
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.profiling.profile import read_profile
+from lspm_ray.progress import Report
 from lspm_ray.selection.check import Check, compare, document_checks
 from lspm_ray.selection.options import Rows
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
 from lspm_ray.selection.points import Wanted, certify, tied_path
+from lspm_ray.selection.resample import Resampled, pool, resample
 from lspm_ray.selection.risk import cascade_cost
 from lspm_ray.selection.select import SelectConfig, inputs_of, limit_of, rows
 from lspm_ray.tasks import Task
@@ -75,10 +77,8 @@ class Evidence:
 
     def rows(self, certificate: Certificate, split: str) -> Rows:
         """Outputs of the first, the last and the full model on a split."""
-        data = self.open(certificate.data)
-        names = [ref.name for ref in (certificate.first, certificate.last or certificate.full, certificate.full)]
-        named = [certificate.outputs[name] for name in names]
-        return rows([self.open(ref) for ref in named], split, inputs_of(data, split))
+        named = [certificate.outputs[name] for name in (certificate.first.name, tried_last(certificate), FULL)]
+        return rows([self.open(ref) for ref in named], split, inputs_of(self.open(certificate.data), split))
 
     def wanted(self, certificate: Certificate) -> Wanted:
         """What the certificate was asked for: the risk levels that it has or says why it has not."""
@@ -87,6 +87,16 @@ class Evidence:
         default = certificate.default.alpha
         others = {point.alpha for point in certificate.points} | {float(alpha) for alpha in certificate.left_out}
         return Wanted(default, tuple(sorted(others - {default})), certificate.delta, asked.per_class)
+
+
+def tried_last(certificate: Certificate) -> str:
+    """The model that rows were escalated to when the certificate was issued.
+
+    Where the first turned out to do alone, `last` names none, but its outputs were counted.
+    """
+    if certificate.last is not None:
+        return certificate.last.name
+    return next((name for name in certificate.outputs if name not in (certificate.first.name, FULL)), FULL)
 
 
 def verify(artifact: Artifact) -> Verdict:
@@ -124,25 +134,29 @@ def _digests(evidence: Evidence) -> Iterator[Check]:
     if certificate is not None:
         refs += [certificate.data, certificate.full, *certificate.outputs.values()]
         refs += [certificate.profile] if certificate.profile else []
-    seen = {}
-    for ref in refs:
-        if (ref.uri, ref.digest) not in seen:
-            seen[ref.uri, ref.digest] = True
-            found = evidence.open(ref)
-            yield _intact(f"{found.manifest.stage} {ref.name}", found, ref.digest)
+    for ref in {(ref.uri, ref.digest): ref for ref in refs}.values():
+        found = evidence.open(ref)
+        yield _intact(f"{found.manifest.stage} {ref.name}", found, ref.digest)
     if certificate is None:
         return
+    needed = {certificate.first.name, tried_last(certificate), FULL}
+    yield compare("models with outputs", sorted(needed), sorted(certificate.outputs))
+    names = [certificate.full.name, certificate.data.name, *(ref.name for ref in certificate.outputs.values())]
+    yield compare("names", [FULL, "data", *certificate.outputs], names)
+    yield compare("hardware", evidence.artifact.manifest.hardware, certificate.hardware)
     parents = evidence.artifact.manifest.parents
     for name, ref in certificate.outputs.items():
         yield compare(f"outputs {name}: made of", parents.get(f"outputs.{name}"), ref.digest)
     yield compare("corpus: made of", parents.get("data"), certificate.data.digest)
-    yield compare("profile: made of", parents.get("profile"), certificate.profile and certificate.profile.digest)
+    made_of = {"profile": parents.get("profile")} if certificate.profile else {}
+    stated = {certificate.profile.name: certificate.profile.digest} if certificate.profile else {}
+    yield compare("profile: made of", made_of, stated)
     models = {ref.name: ref.digest for ref in [*refs[: len(evidence.plan.stages)], certificate.full]}
     for name, ref in certificate.outputs.items():
-        made_of = evidence.open(ref).manifest.parents
-        if name in models and made_of:
-            yield compare(f"outputs {name}: model", made_of.get("model"), models[name])
-            yield compare(f"outputs {name}: corpus", made_of.get("data"), certificate.data.digest)
+        of = evidence.open(ref).manifest.parents
+        if name in models and of:
+            yield compare(f"outputs {name}: model", of.get("model"), models[name])
+            yield compare(f"outputs {name}: corpus", of.get("data"), certificate.data.digest)
 
 
 def _intact(what: str, artifact: Artifact, stated: str) -> Check:
@@ -194,13 +208,8 @@ def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]
     yield compare("temperature, fitted again", temperature, certificate.temperature)
     path = tied_path([selection.scores(validator, temperature)], certificate.grid_size)
     scores = calibration.scores(validator, temperature)
-    # A certificate that accepts everything names no last model: nothing was counted of it.
-    last_is_full = certificate.last is None or certificate.last == certificate.full
-    walked = calibration.walk(certificate.risk, scores, path, last_is_full=last_is_full)
+    walked = calibration.walk(certificate.risk, scores, path, last_is_full=tried_last(certificate) == FULL)
     yield compare("calibration rows", walked.rows, certificate.calibration_rows)
-    if certificate.last is None:
-        step = len(path) - 1
-        yield compare("losses when everything is accepted", int(walked.losses[step]), certificate.losses)
     try:
         found = certify(walked, evidence.wanted(certificate), evidence.plan.labels)
     except CertificateError as error:
@@ -261,3 +270,27 @@ def _expected(evidence: Evidence, certificate: Certificate, costs: list[float]) 
 
 def _models(plan: Plan) -> list[Any]:
     return [stage.model.name for stage in plan.stages]
+
+
+def resample_task(artifact: Artifact, runs: int, report: Report) -> Resampled:
+    """The violation rate of the procedure on the task of a select artifact: see `lspm_ray.selection.resample`.
+
+    Raises:
+        CertificateError: the full model serves alone.
+    """
+    evidence = Evidence(artifact)
+    certificate = evidence.certificate
+    if certificate is None:
+        raise CertificateError("nothing was certified, so there is no procedure to repeat", field="--resample")
+    splits = [evidence.rows(certificate, split) for split in ("selection", "calibration", "test")]
+    return resample(
+        pool(splits),
+        (len(splits[0].labels), len(splits[1].labels)),
+        Validator.make(certificate.validator),
+        evidence.wanted(certificate),
+        certificate.risk,
+        last_is_full=tried_last(certificate) == FULL,
+        grid_size=certificate.grid_size,
+        runs=runs,
+        report=report,
+    )

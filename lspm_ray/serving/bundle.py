@@ -97,7 +97,7 @@ def load_bundle(plan_uri: str) -> Bundle:
 
 
 def check_certificate(plan: Plan, certificate: Certificate | None) -> None:
-    """Refuse a plan that does not do what its certificate is about, or a certificate whose own counts do not bear it out.
+    """Refuse a plan that does not do what its certificate is about, and a certificate that its own counts contradict.
 
     Whether the counts are those of the outputs takes the outputs: `lspm verify`.
 
