@@ -86,11 +86,11 @@ def _show(verdict: Verdict, found: Resampled | None) -> None:
 
 def in_words(found: Resampled) -> list[str]:
     """What resampling found, and what it cannot find."""
-    drawn, split = found.drawn, found.split
+    drawn, split, verdict = found.drawn, found.split, "ok" if found.ok else "FAILED"
     return [
-        f"procedure repeated {drawn.runs} times on rows drawn from {found.rows:,} held-out rows: some promise was false "
-        f"in {drawn.wrong} ({drawn.rate:.1%}, 95 % interval {drawn.low:.1%} to {drawn.high:.1%}; the default point's in "
-        f"{drawn.default_wrong}); at most {found.delta:.0%} are allowed: {'ok' if found.ok else 'FAILED'}",
+        f"procedure repeated {drawn.runs} times on rows drawn from {found.rows:,} held-out rows: some promise was "
+        f"false in {drawn.wrong} ({drawn.rate:.1%}, 95 % interval {drawn.low:.1%} to {drawn.high:.1%}; that of the "
+        f"default point in {drawn.default_wrong}); at most {found.delta:.0%} are allowed: {verdict}",
         f"a certificate was issued in {found.issued:.0%}, escalating {found.escalation_rate:.1%} on average",
         f"on random splits the risk measured on the rest was above the promise in {split.rate:.1%}; the rest is small, "
         "so this is more than the true rate",

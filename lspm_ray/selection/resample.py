@@ -1,11 +1,12 @@
 """How often the whole procedure breaks its promise on this task, by doing it over and over on other rows.
 
 All held-out rows of a task together (selection, calibration, test) stand for the population. Each round draws
-selection and calibration rows from them, fits the temperature, lays the path, certifies, and looks at what was promised.
+selection and calibration rows from them, fits the temperature, lays the path, certifies, and looks at what came true.
 
 `drawn`: rows are drawn with replacement, and the pool is the population. So the true risk is known without error, and
-rows are independent, as the theorem wants: more than delta wrong rounds, beyond sampling error, mean a broken procedure.
-`split`: the pool is divided at random, and the risk is measured on the rows that are left. These are few, so a promise
+rows are independent, as the theorem wants: more wrong rounds than delta and sampling error explain mean that the
+procedure is broken.
+`split`: the pool is divided at random, and the risk is measured on the rows left over. These are few, so a promise
 that is kept can look broken: the rate is larger than that of `drawn` and is no test of delta.
 
 Neither can show anything about traffic that is unlike the pool, about models that were trained on its rows, or about
@@ -133,14 +134,15 @@ def resample(
     return Resampled(
         delta=wanted.delta,
         rows=n,
-        drawn=_rate(*counts["drawn"], runs),
-        split=_rate(*counts["split"], runs),
+        drawn=_rate(counts["drawn"], runs),
+        split=_rate(counts["split"], runs),
         issued=len(rates) / runs,
         escalation_rate=float(np.mean(rates)) if rates else 1.0,
     )
 
 
-def _rate(wrong: int, default_wrong: int, runs: int) -> Rate:
+def _rate(counted: list[int], runs: int) -> Rate:
+    wrong, default_wrong = counted
     interval = binomtest(wrong, runs).proportion_ci(_CONFIDENCE, method="exact")
     return Rate(wrong=wrong, default_wrong=default_wrong, runs=runs, low=interval.low, high=interval.high)
 
