@@ -100,6 +100,21 @@ def verify_command(
     raise typer.Exit(verify_command(what, overrides or [], runs=resample, as_json=as_json))
 
 
+@app.command("certify")
+def certify_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    labels: Annotated[str, typer.Option("--labels", help="file of fresh labelled rows, columns as in `data`")],
+    alpha: Annotated[float | None, typer.Option("--alpha", help="risk level; that of the plan by default")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Certify the plan again on fresh labelled traffic; the next `lspm serve` serves that version."""
+    from lspm_ray.commands.certify import certify
+
+    certify(config, overrides or [], labels, alpha, quiet=quiet)
+
+
 @app.command("serve")
 def serve_command(
     config: ConfigPath,

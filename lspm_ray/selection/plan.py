@@ -113,6 +113,10 @@ class Certificate(Config):
     """Per-example outputs of these models by name: every number here can be recomputed from them."""
     data: ModelRef
     """The prepared corpus, whose calibration split they are about."""
+    fresh: ModelRef | None = None
+    """Labelled traffic that took the place of the calibration split, where the plan was certified again."""
+    fresh_outputs: dict[str, ModelRef] = Field(default_factory=dict)
+    """Outputs of the models on it."""
     profile: ModelRef | None = None
     """The measured table that costs and latencies of the plan are from."""
     hardware: dict[str, Any]

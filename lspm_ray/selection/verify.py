@@ -77,8 +77,11 @@ class Evidence:
 
     def rows(self, certificate: Certificate, split: str) -> Rows:
         """Outputs of the first, the last and the full model on a split."""
-        named = [certificate.outputs[name] for name in (certificate.first.name, tried_last(certificate), FULL)]
-        return rows([self.open(ref) for ref in named], split, inputs_of(self.open(certificate.data), split))
+        outputs, data = certificate.outputs, certificate.data
+        if split == "calibration" and certificate.fresh is not None:
+            outputs, data = certificate.fresh_outputs, certificate.fresh
+        named = [outputs[name] for name in (certificate.first.name, tried_last(certificate), FULL)]
+        return rows([self.open(ref) for ref in named], split, inputs_of(self.open(data), split))
 
     def wanted(self, certificate: Certificate) -> Wanted:
         """What the certificate was asked for: the risk levels that it has or says why it has not."""
@@ -96,7 +99,8 @@ def tried_last(certificate: Certificate) -> str:
     """
     if certificate.last is not None:
         return certificate.last.name
-    return next((name for name in certificate.outputs if name not in (certificate.first.name, FULL)), FULL)
+    counted = certificate.fresh_outputs or certificate.outputs
+    return next((name for name in counted if name not in (certificate.first.name, FULL)), FULL)
 
 
 def verify(artifact: Artifact) -> Verdict:
@@ -134,13 +138,21 @@ def _digests(evidence: Evidence) -> Iterator[Check]:
     if certificate is not None:
         refs += [certificate.data, certificate.full, *certificate.outputs.values()]
         refs += [certificate.profile] if certificate.profile else []
+        refs += [certificate.fresh, *certificate.fresh_outputs.values()] if certificate.fresh else []
     for ref in {(ref.uri, ref.digest): ref for ref in refs}.values():
         found = evidence.open(ref)
         yield _intact(f"{found.manifest.stage} {ref.name}", found, ref.digest)
     if certificate is None:
         return
     needed = {certificate.first.name, tried_last(certificate), FULL}
-    yield compare("models with outputs", sorted(needed), sorted(certificate.outputs))
+    missing = sorted(needed - set(certificate.outputs))
+    yield compare("models without outputs", missing, [])
+    used = sorted(needed) if certificate.fresh else []
+    yield compare("models with outputs on fresh rows", used, sorted(certificate.fresh_outputs))
+    for name, ref in certificate.fresh_outputs.items():
+        of = evidence.open(ref).manifest.parents
+        wanted = [name, certificate.fresh.digest if certificate.fresh else None]
+        yield compare(f"fresh outputs {name}: made of", [ref.name, of.get("data")], wanted)
     names = [certificate.full.name, certificate.data.name, *(ref.name for ref in certificate.outputs.values())]
     yield compare("names", [FULL, "data", *certificate.outputs], names)
     yield compare("hardware", evidence.artifact.manifest.hardware, certificate.hardware)
@@ -151,6 +163,9 @@ def _digests(evidence: Evidence) -> Iterator[Check]:
     made_of = {"profile": parents.get("profile")} if certificate.profile else {}
     stated = {certificate.profile.name: certificate.profile.digest} if certificate.profile else {}
     yield compare("profile: made of", made_of, stated)
+    of_labels = {"labels": parents.get("labels")} if "labels" in parents else {}
+    named = {certificate.fresh.name: certificate.fresh.digest} if certificate.fresh else {}
+    yield compare("fresh rows: made of", of_labels, named)
     models = {ref.name: ref.digest for ref in [*refs[: len(evidence.plan.stages)], certificate.full]}
     for name, ref in certificate.outputs.items():
         of = evidence.open(ref).manifest.parents
@@ -188,6 +203,13 @@ def _splits(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
     for split in SPLITS:
         column = read_split(data, split, ["text"])["text"]
         texts[split] = {hashlib.sha256(text.as_py().encode()).digest() for chunk in column.chunks for text in chunk}
+    if certificate.fresh is not None:
+        fresh = read_split(evidence.open(certificate.fresh), "calibration", ["text"])["text"].to_pylist()
+        own = {hashlib.sha256(text.encode()).digest() for text in fresh}
+        yield compare("fresh rows that are different", len(fresh), len(own))
+        for split in ("train", "validation", "selection"):
+            shared = len(own & texts[split])
+            yield Check(what=f"fresh texts in {split}", found=shared, stated=0, ok=shared == 0)
     for a, b in combinations(SPLITS, 2):
         shared = len(texts[a] & texts[b])
         yield Check(what=f"texts in both {a} and {b}", found=shared, stated=0, ok=shared == 0)
@@ -243,13 +265,14 @@ def _plan(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
     if certificate.last is not None:
         last = read_outputs(evidence.open(certificate.outputs[certificate.last.name]), "selection")
         yield compare("temperature of the last stage", fit_temperature(last[2], last[1]), plan.stages[-1].temperature)
-    for name, found in _expected(evidence, certificate, [stage.cost for stage in plan.stages]).items():
+    for name, found in expected_numbers(evidence, certificate, [stage.cost for stage in plan.stages]).items():
         yield compare(f"expected {name}", found, plan.expected.get(name))
     summary = manifest.summary.get("expected", {})
     yield compare("expected, as summed up", summary, plan.expected)
 
 
-def _expected(evidence: Evidence, certificate: Certificate, costs: list[float]) -> dict[str, float]:
+def expected_numbers(evidence: Evidence, certificate: Certificate, costs: list[float]) -> dict[str, float]:
+    """What a plan of models with these costs is expected to do, from test outputs."""
     test = evidence.rows(certificate, "test")
     scores = test.scores(Validator.make(certificate.validator), certificate.temperature)
     accepted = scores >= limit_of(certificate.default)
