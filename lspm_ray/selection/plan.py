@@ -127,6 +127,8 @@ class Certificate(Config):
     @model_validator(mode="after")
     def _ordered(self) -> "Certificate":
         check_points(self.points)
+        for alpha in self.left_out:
+            float(alpha)
         return self
 
     @property
@@ -200,7 +202,7 @@ class Plan(Config):
     max_characters: int | None = None
     """Longer texts are cut, as they were in the corpus; None for no limit."""
     validator: dict[str, Any]
-    stages: list[PlanStage] = Field(min_length=1, max_length=3)
+    stages: list[PlanStage] = Field(min_length=1, max_length=2)
     points: list[OperatingPoint] = Field(default_factory=list)
     """The certificate's, from strict to lenient; empty when the full model serves alone."""
     certificate_id: str | None

@@ -257,10 +257,15 @@ def _plan(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
     if certificate.profile is None:
         return
     table = read_profile(evidence.open(certificate.profile))
+    measured = {variant.name: variant for variant in table.variants}
     for stage in plan.stages:
-        speed, name = table[stage.model.name].speed, stage.model.name
-        yield compare(f"{name}: model measured", table[name].digest, stage.model.digest)
-        yield compare(f"{name}: cost", table[name].cost, stage.cost)
+        name = stage.model.name
+        if name not in measured:
+            yield Check(what="model in the profile", found=sorted(measured), stated=name, ok=False)
+            continue
+        speed = measured[name].speed
+        yield compare(f"{name}: model measured", measured[name].digest, stage.model.digest)
+        yield compare(f"{name}: cost", measured[name].cost, stage.cost)
         yield compare(f"{name}: latency", speed.p50_ms if speed else 0.0, stage.batch_1_latency_ms)
     if certificate.last is not None:
         last = read_outputs(evidence.open(certificate.outputs[certificate.last.name]), "selection")
