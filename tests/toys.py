@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lspm_ray.artifact import Artifact, ArtifactStore, hardware
-from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
+from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan, PlanStage
+from lspm_ray.selection.risk import p_value, upper_bound
 from lspm_ray.tasks import Task
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def toy_plan(
         task=Task.make({"task": "text_classification", "max_length": MAX_LENGTH}).spec(),
         validator=spec,
         stages=[head] if threshold is None else [head, last],
+        points=certificate.points,
         certificate_id=certificate.id,
         expected={"escalation_rate": 0.3, "cost": 0.32, "accuracy": 0.9, "full_accuracy": 0.9},
         reasons={},
@@ -177,23 +179,34 @@ def _certificate(
 ) -> Certificate:
     evidence = toy_outputs(store)
     return Certificate(
-        alpha=0.01,
         delta=0.05,
         risk="regret",
+        points=[toy_point(threshold)],
         first=small,
         last=None if threshold is None else full,
         full=full,
         validator=validator,
         temperature=temperature,
-        threshold=threshold,
         calibration_rows=1000,
-        losses=2,
-        p_value=0.003,
-        upper_bound=0.0063,
-        escalation_rate=0.3,
         outputs={"variant-toy": _ref("variant-toy", evidence), "full": _ref("full", evidence)},
         data=_ref("prepare", evidence),
         hardware=hardware(),
+    )
+
+
+def toy_point(
+    threshold: float | None, alpha: float = 0.01, *, default: bool = True, rows: int = 1000
+) -> OperatingPoint:
+    """A point with two losses in `rows` rows that escalates 30 % (nothing without a threshold)."""
+    return OperatingPoint(
+        alpha=alpha,
+        level=0.05,
+        threshold=threshold,
+        losses=2,
+        p_value=p_value(2, 1000, alpha),
+        upper_bound=upper_bound(2, 1000, 0.05),
+        escalation_rate=0.0 if threshold is None else 0.3,
+        default=default,
     )
 
 

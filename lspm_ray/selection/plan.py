@@ -1,5 +1,7 @@
 """The two documents that selection writes and serving obeys: the certificate and the plan."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,18 +20,84 @@ class ModelRef(Config):
     digest: str
 
 
+class ClassBound(Config):
+    """What is promised about the rows of one true class: P(loss | class) <= alpha."""
+
+    label: str
+    alpha: float
+    rows: int
+    """Calibration rows of this class."""
+    losses: int
+    p_value: float
+    upper_bound: float
+    """Exact upper bound at confidence 1 - the point's level."""
+
+
+class OperatingPoint(Config):
+    """One certified setting of the cascade: P(the answer is a loss) <= alpha."""
+
+    alpha: float
+    level: float
+    """Chance of error that the test which certified it may spend; below the certificate's delta where several points
+    are certified together."""
+    threshold: float | None
+    """Of the first stage: accept where score >= threshold; None accepts every answer."""
+    middle_thresholds: list[float] = Field(default_factory=list)
+    """Of the stages between the first and the last, in their order."""
+    losses: int
+    """Calibration rows whose answer, whoever gives it, is a loss."""
+    p_value: float
+    upper_bound: float
+    """Exact (Clopper-Pearson) upper bound of the risk at confidence 1 - level, at these thresholds."""
+    escalation_rate: float
+    """Share of the calibration rows that the first stage passes on."""
+    middle_escalation_rates: list[float] = Field(default_factory=list)
+    """Share of all calibration rows that each stage in between passes on."""
+    classes: list[ClassBound] = Field(default_factory=list)
+    """What holds per true class, where that is promised."""
+    default: bool = False
+    """Whether it is the point of `select.alpha`, which is served unless something asks for another."""
+
+
+def check_points(points: Sequence[OperatingPoint]) -> None:
+    """Points go from strict to lenient, and one is the default.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if sum(point.default for point in points) != 1:
+        raise ValueError("one of the points must be the default")
+    if any(a.alpha >= b.alpha for a, b in pairwise(points)):
+        raise ValueError("points must go from strict to lenient")
+
+
+class MiddleStage(Config):
+    """A stage between the first and the last."""
+
+    model: ModelRef
+    temperature: float
+
+
 class Certificate(Config):
     """What is promised about the answers of a plan, on which evidence.
 
-    The promise: over rows drawn like the calibration rows, P(the answer is a loss) <= alpha, and the procedure that
-    issued this certificate breaks that promise with probability at most delta.
+    The promise: over rows drawn like the calibration rows, P(the answer is a loss) <= alpha at every operating point,
+    and the procedure that issued this certificate breaks any of these promises with probability at most delta. So it
+    does not matter which of the points is used when.
     """
 
-    alpha: float
     delta: float
     risk: Literal["regret", "disagreement"]
+    points: list[OperatingPoint] = Field(min_length=1)
+    """From strict to lenient."""
+    multiplicity: Literal["none", "nested", "bonferroni"] = "none"
+    """How delta is shared among the points: see `lspm_ray.selection.points`."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Risk level that was asked for -> why there is no point for it."""
     first: ModelRef
     """The variant that answers first."""
+    middle: list[MiddleStage] = Field(default_factory=list)
+    """Stages that are asked before the last; none in a cascade of two."""
     last: ModelRef | None
     """The model that answers what is escalated: full, or a cheaper one whose own losses are counted too. None when the
     first variant serves alone."""
@@ -38,28 +106,70 @@ class Certificate(Config):
     validator: dict[str, Any]
     temperature: float
     """Divides the first variant's logits before the softmax that the validator sees; fitted on selection rows."""
-    threshold: float | None
-    """Accept where score >= threshold; None accepts every answer (the variant serves alone)."""
+    grid_size: int = 200
+    """Thresholds that were tried: quantiles of the scores of selection rows."""
     calibration_rows: int
-    losses: int
-    """Calibration rows whose answer, accepted or escalated, is a loss."""
-    p_value: float
-    upper_bound: float
-    """Exact (Clopper-Pearson) upper bound of the risk at confidence 1 - delta, at the threshold."""
-    escalation_rate: float
     outputs: dict[str, ModelRef]
     """Per-example outputs of these models by name: every number here can be recomputed from them."""
     data: ModelRef
     """The prepared corpus, whose calibration split they are about."""
+    fresh: ModelRef | None = None
+    """Labelled traffic that took the place of the calibration split, where the plan was certified again."""
+    fresh_outputs: dict[str, ModelRef] = Field(default_factory=dict)
+    """Outputs of the models on it."""
+    profile: ModelRef | None = None
+    """The measured table that costs and latencies of the plan are from."""
     hardware: dict[str, Any]
     """Where outputs were computed. The risk claim carries over to other hardware only as far as outputs agree."""
     assumption: str = "calibration rows and live requests are drawn independently from one distribution"
-    how_to_check: str = ""
+    how_to_check: str = "`lspm verify` with the directory of this file recomputes every number"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Certificate":
+        check_points(self.points)
+        for alpha in self.left_out:
+            float(alpha)
+        return self
 
     @property
     def id(self) -> str:
         """Short content digest; every answer carries it."""
         return digest_of(self.model_dump(mode="json"))[:16]
+
+    @property
+    def default(self) -> OperatingPoint:
+        """The point of `select.alpha`."""
+        return next(point for point in self.points if point.default)
+
+    @property
+    def alpha(self) -> float:
+        """Of the default point, like the properties below."""
+        return self.default.alpha
+
+    @property
+    def threshold(self) -> float | None:
+        """Accept where score >= threshold; None accepts every answer (the variant serves alone)."""
+        return self.default.threshold
+
+    @property
+    def losses(self) -> int:
+        """Calibration rows whose answer is a loss."""
+        return self.default.losses
+
+    @property
+    def p_value(self) -> float:
+        """Of the exact binomial test."""
+        return self.default.p_value
+
+    @property
+    def upper_bound(self) -> float:
+        """Exact upper bound of the risk."""
+        return self.default.upper_bound
+
+    @property
+    def escalation_rate(self) -> float:
+        """Share of the calibration rows that the first stage passes on."""
+        return self.default.escalation_rate
 
 
 class PlanStage(Config):
@@ -83,8 +193,8 @@ class PlanStage(Config):
 class Plan(Config):
     """What to serve.
 
-    `stages[0]` answers first. With two stages, an answer scored below `stages[0].threshold` is escalated to
-    `stages[1]`. With one stage that variant serves alone.
+    `stages[0]` answers first. An answer scored below its stage's threshold is escalated to the next stage. With one
+    stage that variant serves alone. The thresholds of `stages` are those of the default point.
     """
 
     labels: list[str] = Field(min_length=2)
@@ -93,6 +203,8 @@ class Plan(Config):
     """Longer texts are cut, as they were in the corpus; None for no limit."""
     validator: dict[str, Any]
     stages: list[PlanStage] = Field(min_length=1, max_length=2)
+    points: list[OperatingPoint] = Field(default_factory=list)
+    """The certificate's, from strict to lenient; empty when the full model serves alone."""
     certificate_id: str | None
     """None when the full model serves alone: there is nothing to certify."""
     expected: dict[str, float]
@@ -106,4 +218,11 @@ class Plan(Config):
             raise ValueError("the last stage must have no threshold: it always answers")
         if any(stage.threshold is None for stage in self.stages[:-1]):
             raise ValueError("every stage but the last needs a threshold")
+        if self.points:
+            check_points(self.points)
         return self
+
+    @property
+    def default(self) -> OperatingPoint | None:
+        """The point whose thresholds the stages hold; None when there is nothing to certify."""
+        return next((point for point in self.points if point.default), None)

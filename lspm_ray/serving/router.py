@@ -122,7 +122,11 @@ def _add_documents(api: FastAPI, core: Core) -> None:
         """The plan and its certificate, as they were written."""
         certificate = None
         if core.certificate is not None:
-            certificate = {"id": core.certificate.id, **core.certificate.model_dump(mode="json")}
+            certificate = {
+                "id": core.certificate.id,
+                "alpha": core.certificate.alpha,
+                **core.certificate.model_dump(mode="json"),
+            }
         return {"plan": core.plan.model_dump(mode="json"), "certificate": certificate}
 
 

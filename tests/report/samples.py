@@ -36,7 +36,7 @@ from lspm_ray.report.config import ReportConfig
 from lspm_ray.report.findings import Findings, Training
 from lspm_ray.selection.break_even import break_even
 from lspm_ray.selection.options import Option
-from lspm_ray.selection.plan import Certificate, ModelRef, Plan, PlanStage
+from lspm_ray.selection.plan import Certificate, ModelRef, OperatingPoint, Plan, PlanStage
 from lspm_ray.selection.risk import ACCEPT_ALL, Certified, RiskKind, fixed_sequence, losses, threshold_grid
 
 # Name: noise of the logits, cost, ms at batch 1, MB of memory, MB on disk, recipe.
@@ -321,24 +321,29 @@ class Run:
         point = certified.point
         assert point is not None, "the sample data must certify"
         return Certificate(
-            alpha=certified.alpha,
             delta=certified.delta,
             risk=self.risk,
+            points=[
+                OperatingPoint(
+                    alpha=certified.alpha,
+                    level=certified.delta,
+                    threshold=None if point.threshold == ACCEPT_ALL else point.threshold,
+                    losses=point.losses,
+                    p_value=point.p_value,
+                    upper_bound=point.bound,
+                    escalation_rate=point.escalation_rate,
+                    default=True,
+                )
+            ],
             first=self._ref(self.first),
             last=None if point.threshold == ACCEPT_ALL else self._ref(FULL),
             full=self._ref(FULL),
             validator={"validator": "max_probability"},
             temperature=self._temperature(self.first),
-            threshold=None if point.threshold == ACCEPT_ALL else point.threshold,
             calibration_rows=certified.n,
-            losses=point.losses,
-            p_value=point.p_value,
-            upper_bound=point.bound,
-            escalation_rate=point.escalation_rate,
             outputs={name: self._ref(name) for name in (self.first, FULL)},
             data=self._ref("data"),
             hardware=hardware(),
-            how_to_check="lspm_ray.selection.select.recheck(uri of this directory) recomputes every number",
         )
 
     def _plan(self, certificate: Certificate | None) -> Plan:
@@ -375,6 +380,7 @@ class Run:
             task=self.task,
             validator={"validator": "max_probability"},
             stages=stages,
+            points=certificate.points if certificate else [],
             certificate_id=certificate.id if certificate else None,
             expected=expected | {"test_full_accuracy": full_accuracy},
             reasons={

@@ -12,6 +12,7 @@ from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, QueueFull, StageD
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.serving.router import build_api
+from tests.toys import toy_point
 
 JSON = {"content-type": "application/json"}
 SMALL = ModelRef(name="small", uri="/models/small", digest="d1")
@@ -23,20 +24,15 @@ def stage(model: ModelRef, threshold: float | None) -> PlanStage:
 
 
 CERTIFICATE = Certificate(
-    alpha=0.01,
     delta=0.05,
     risk="regret",
+    points=[toy_point(0.8)],
     first=SMALL,
     last=FULL,
     full=FULL,
     validator={"validator": "margin"},
     temperature=1.5,
-    threshold=0.8,
     calibration_rows=1000,
-    losses=1,
-    p_value=0.001,
-    upper_bound=0.005,
-    escalation_rate=0.2,
     outputs={"small": SMALL, "full": FULL},
     data=SMALL,
     hardware={},
@@ -46,6 +42,7 @@ PLAN = Plan(
     task={"task": "text_classification"},
     validator={"validator": "margin"},
     stages=[stage(SMALL, 0.8), stage(FULL, None)],
+    points=CERTIFICATE.points,
     certificate_id=CERTIFICATE.id,
     expected={},
     reasons={},
