@@ -20,7 +20,7 @@ class Echo(Client):
     def __init__(self) -> None:
         self.asked = 0
 
-    def predict(self, texts: Sequence[str]) -> list[ServedAnswer]:
+    def predict(self, texts: Sequence[str], *, max_risk: float | None = None, full: bool = False) -> list[ServedAnswer]:
         self.asked += 1
         for text in texts:
             if text == "down":

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lspm_ray.selection.plan import Certificate, ModelRef, Plan, PlanStage
-from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, QueueFull, StageDown, clean
+from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, Needs, QueueFull, StageDown, clean
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.serving.router import build_api
@@ -63,8 +63,9 @@ class ToyCore:
         self.hang = False
         self.began = asyncio.Event()
 
-    async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
+    async def answer(self, texts: Sequence[str], needs: Needs) -> list[CascadeAnswer]:
         self.asked.append(list(texts))
+        self.needs = needs
         self.began.set()
         if self.fail is not None:
             raise self.fail

@@ -30,7 +30,7 @@ def refusal(body: bytes, limits: Limits = LIMITS) -> ApiError:
     ],
 )
 def test_texts_are_found_in_every_allowed_form(body: str, texts: list[str]) -> None:
-    assert parse_request(body.encode(), LIMITS) == texts
+    assert parse_request(body.encode(), LIMITS).texts == texts
 
 
 @pytest.mark.parametrize(
