@@ -79,7 +79,7 @@ class PredictRequest(BaseModel):
     max_risk: float | None = Field(None, ge=0, le=1)
     """Largest risk that the answers may have: the most lenient certified point that keeps it is used, never a more
     lenient one. Refused (422) if no point is certified to it."""
-    deadline_ms: float | None = Field(None, gt=0)
+    deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
     """After this the answer is of no use. Refused at once (429) if what is waiting takes longer; else 504 in time."""
     full: bool | None = None
     """Let the full model answer."""

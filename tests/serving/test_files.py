@@ -74,6 +74,7 @@ def test_every_row_of_a_csv_file_has_its_answer_or_error_in_order(tmp_path: Path
         "probability": 0.5,
         "variant": "small",
         "escalated": False,
+        "degraded": False,
         "certificate_id": "c",
     }
     assert summary == Summary(rows=5, answered=2, escalated=1, errors=3)
