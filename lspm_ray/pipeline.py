@@ -21,6 +21,7 @@ from lspm_ray.profiling.profile import profile
 from lspm_ray.progress import Report
 from lspm_ray.report.build import build_report
 from lspm_ray.report.text.build import build_pretraining_report
+from lspm_ray.selection.gears import make_gears
 from lspm_ray.selection.select import check_feasible, select
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
@@ -213,6 +214,12 @@ class Pipeline:
             self.store,
             self.report,
         )
+
+    @cached_property
+    def gears(self) -> Artifact:
+        """What to serve at which load."""
+        config = self.chosen.gears.as_served(self.chosen.serve.inline_latency_ms, self.chosen.serve.ingress.threads)
+        return make_gears(config, self.profile, self.select, self.store, self.report)
 
     @cached_property
     def report_page(self) -> Artifact:

@@ -19,6 +19,7 @@ from lspm_ray.documents.tokenizer_config import TokenizerConfig
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.source import ModelConfig
 from lspm_ray.profiling.profile import ProfileConfig
+from lspm_ray.selection.gears import GearsConfig
 from lspm_ray.selection.select import SelectConfig
 from lspm_ray.serving.config import OfflineConfig, ServeConfig
 from lspm_ray.tasks import Task
@@ -55,6 +56,7 @@ class Settings(Config):
     compress: CompressConfig = CompressConfig()
     profile: ProfileConfig = ProfileConfig()
     select: SelectConfig = SelectConfig()
+    gears: GearsConfig = GearsConfig()
     serve: ServeConfig = ServeConfig()
     predict: OfflineConfig = OfflineConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -111,7 +113,7 @@ class Settings(Config):
             ("prepare", labelled),
             ("finetune", labelled),
             ("gain", labelled and self.pretrain is not None and self.finetune.compare_scratch),
-            *((name, labelled) for name in ("compress", "profile", "select", "report")),
+            *((name, labelled) for name in ("compress", "profile", "select", "gears", "report")),
         ]
         return tuple(name for name, there in present if there)
 

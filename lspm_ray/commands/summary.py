@@ -11,6 +11,7 @@ from lspm_ray.pipeline import Pipeline
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.report.build import PAGE_FILE
+from lspm_ray.selection.gears import GearTable, Shift
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.select import read_plan
 from lspm_ray.sweep import read_sweep
@@ -28,6 +29,34 @@ def print_decision(pipeline: Pipeline) -> None:
     print(describe(plan, certificate))
     for name, reason in plan.reasons.items():
         print(f"  not {name}: {reason}")
+
+
+def print_gears(found: GearTable) -> None:
+    """Print what to serve at which load."""
+    columns = ["requests/s", "served by", "alpha", "escalated"]
+    columns += ["ingress", "replicas", "batch", "CPUs", "p99 ms", "load"]
+    print(f"gears for a p99 of {found.slo_ms:g} ms (predicted from the measured profile)")
+    table(columns, [_gear(shift) for shift in found.shifts if shift.gear is not None])
+    for shift in found.shifts:
+        if shift.gear is None:
+            print(f"  none for {shift.rate:g} requests/s: {shift.reason}")
+
+
+def _gear(shift: Shift) -> list[str]:
+    gear, expected = shift.gear, shift.expected
+    assert gear is not None and expected is not None  # noqa: S101
+    return [
+        f"{shift.rate:g}",
+        " → ".join(gear.stages),
+        "full" if gear.alpha is None else f"{gear.alpha:.2%}{' (degraded)' if gear.degraded else ''}",
+        f"{gear.escalation_rate:.1%}",
+        str(gear.ingress_replicas),
+        ", ".join(f"{name} {count}" for name, count in gear.replicas.items()),
+        str(gear.max_batch_size),
+        f"{gear.cpus:g}",
+        f"{expected.p99_ms:.3g}",
+        f"{shift.rate / gear.capacity:.0%}",
+    ]
 
 
 def print_sweep(pipeline: Pipeline) -> None:
