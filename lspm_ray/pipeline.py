@@ -225,7 +225,9 @@ class Pipeline:
     def report_page(self) -> Artifact:
         """report.html and report.json."""
         made = self.gain if "gain" in self.settings.stages else None
-        return build_report(self.prepare, self.finetune, self.profile, self.outputs, self.select, self.store, made)
+        return build_report(
+            self.prepare, self.finetune, self.profile, self.outputs, self.select, self.store, made, self.gears
+        )
 
     def stage(self, name: str) -> Any:
         """The result of a stage by its name."""

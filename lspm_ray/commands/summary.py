@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from lspm_ray.commands.console import table
@@ -37,9 +38,9 @@ def print_gears(found: GearTable) -> None:
     columns += ["ingress", "replicas", "batch", "CPUs", "p99 ms", "load"]
     print(f"gears for a p99 of {found.slo_ms:g} ms (predicted from the measured profile)")
     table(columns, [_gear(shift) for shift in found.shifts if shift.gear is not None])
-    for shift in found.shifts:
-        if shift.gear is None:
-            print(f"  none for {shift.rate:g} requests/s: {shift.reason}")
+    without = [shift for shift in found.shifts if shift.gear is None]
+    for reason, same in groupby(without, key=lambda shift: shift.reason):
+        print(f"  none for {', '.join(f'{shift.rate:g}' for shift in same)} requests/s: {reason}")
 
 
 def _gear(shift: Shift) -> list[str]:

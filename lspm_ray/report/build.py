@@ -34,6 +34,7 @@ from lspm_ray.report.findings import (
 )
 from lspm_ray.report.page import render
 from lspm_ray.selection.break_even import BreakEven
+from lspm_ray.selection.gears import read_gears
 from lspm_ray.selection.options import Option, best_of_each
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
@@ -55,6 +56,7 @@ def build_report(
     select: Artifact,
     store: ArtifactStore,
     gain: Artifact | None = None,
+    gears: Artifact | None = None,
 ) -> Artifact:
     """Write the report.
 
@@ -66,6 +68,7 @@ def build_report(
         select: plan, certificate, curve and options.
         store: where the artifact goes.
         gain: what pretraining gave, if that was measured.
+        gears: what to serve at which load, if that was planned.
 
     Returns:
         Artifact with `report.html` (self-contained, no JavaScript) and `report.json` (every number of the page).
@@ -76,10 +79,11 @@ def build_report(
     named = {"data": data, "full": full, "profile": profile, "select": select}
     named |= {f"outputs.{name}": artifact for name, artifact in outputs.items()}
     named |= {} if gain is None else {"gain": gain}
+    named |= {} if gears is None else {"gears": gears}
     parents = {role: artifact.digest for role, artifact in named.items()}
 
     def build(draft: Draft) -> None:
-        findings = gather(data, full, profile, outputs, select, gain)
+        findings = gather(data, full, profile, outputs, select, gain, gears)
         write_report(draft, findings, render(findings))
 
     return store.make(STAGE, {}, parents, build)
@@ -99,6 +103,7 @@ def gather(
     outputs: Mapping[str, Artifact],
     select: Artifact,
     gain: Artifact | None = None,
+    gears: Artifact | None = None,
 ) -> Findings:
     """Read the artifacts and work out what the page shows. Arguments as in `build_report`."""
     table = read_profile(profile)
@@ -106,6 +111,7 @@ def gather(
     models = list(dict.fromkeys([FULL, *(stage.model.name for stage in plan.stages)]))
     sources = {"data": data, "full model": full, "profile": profile}
     sources |= {f"outputs of {name}": artifact for name, artifact in outputs.items()} | {"plan": select}
+    sources |= {} if gears is None else {"gears": gears}
     answers = _Answers.read(outputs)
     return Findings(
         date=max(artifact.manifest.created_utc for artifact in sources.values()),
@@ -134,6 +140,7 @@ def gather(
         break_even=[BreakEven.parse(raw) for raw in select.read_json(BREAK_EVEN_FILE)]
         if _has(select, BREAK_EVEN_FILE)
         else [],
+        gears=None if gears is None else read_gears(gears),
         data=data_summary(data.read_json(STATS_FILE), data.manifest.config),
         lineage=_lineage(sources, table.variants),
     )
