@@ -187,8 +187,7 @@ def gear_table(config: GearsConfig, profile: ProfileTable, plan: Plan) -> GearTa
             tried = measured.best(left[0], rate, draws)
             if tried is not None and tried[1].p99_ms <= config.slo_ms:
                 gear, seen = tried
-                expected = Estimate(p50_ms=seen.p50_ms, p99_ms=seen.p99_ms, busy=list(seen.busy), cpu_ms=seen.cpu_ms)
-                shift = Shift(rate=rate, gear=gear, expected=expected)
+                shift = Shift(rate=rate, gear=gear, expected=_estimate(seen))
             else:
                 left.pop(0)
                 if tried is not None and (best is None or tried[1].p99_ms < best[1].p99_ms):
@@ -200,6 +199,32 @@ def gear_table(config: GearsConfig, profile: ProfileTable, plan: Plan) -> GearTa
         machine_cpus=profile.hardware.get("cpus"),
         prerouting_saves_at_most=measured.prerouting_saves_at_most(),
     )
+
+
+def predict(
+    config: GearsConfig,
+    profile: ProfileTable,
+    plan: Plan,
+    rate: float,
+    *,
+    ingress_replicas: int,
+    replicas: Mapping[str, int],
+    max_batch_size: int,
+) -> tuple[Gear, Estimate]:
+    """What one given way to serve the plan at its default point is expected to do.
+
+    Args:
+        config: of the endpoint, `rates` and what is searched apart.
+        profile: as measured.
+        plan: what is served.
+        rate: requests per second.
+        ingress_replicas: processes with the HTTP interface.
+        replicas: of each model that has its own.
+        max_batch_size: texts that are computed together at most.
+    """
+    measured = _Measured(config, profile, plan)
+    gear, seen = measured.of(ingress_replicas, replicas, max_batch_size, rate, Draws.of(config.requests, config.seed))
+    return gear, _estimate(seen)
 
 
 def prerouting_ceiling(first_s: float, encode_s: float, escalation_rate: float, last_s: float) -> float:
@@ -253,6 +278,10 @@ class _Choice:
     cpus: float
 
 
+def _estimate(seen: Seen) -> Estimate:
+    return Estimate(p50_ms=seen.p50_ms, p99_ms=seen.p99_ms, busy=list(seen.busy), cpu_ms=seen.cpu_ms)
+
+
 def _sentence(names: Sequence[str], alpha: float | None) -> str:
     models = " before ".join(names) if len(names) > 1 else f"{names[0]} alone"
     return models if alpha is None else f"{models} at alpha = {alpha:g}"
@@ -294,6 +323,15 @@ class _Measured:
             if rate <= self._config.max_load * capacity:
                 tried.append((self._gear(choice, size, capacity), simulate(stations, rate, draws)))
         return min(tried, key=lambda pair: pair[1].p99_ms, default=None)
+
+    def of(self, ingress: int, replicas: Mapping[str, int], size: int, rate: float, draws: Draws) -> tuple[Gear, Seen]:
+        """A given gear of the default point, good or not."""
+        mode = self._modes[0]
+        threads = sum(self._speed(name).threads * count for name, count in replicas.items())
+        choice = _Choice(mode, ingress, replicas, ingress * (self._config.ingress_threads or 1) + threads)
+        stations = self._stations(choice, size)
+        capacity = min(station.capacity for station in stations)
+        return self._gear(choice, size, capacity), simulate(stations, rate, draws)
 
     def why_not(self, rate: float, best: tuple[Gear, Seen] | None) -> str:
         """The reason that no gear is good enough at this rate.
