@@ -86,6 +86,36 @@ def status_command(config: ConfigPath, overrides: Overrides = None, from_sweep: 
     status(config, _with_sweep(overrides, from_sweep))
 
 
+@app.command("verify")
+def verify_command(
+    what: Annotated[str, typer.Argument(metavar="CONFIG_OR_URI", help="YAML file, or directory or URI of a plan")],
+    overrides: Overrides = None,
+    resample: Annotated[
+        int, typer.Option("--resample", min=0, metavar="N", help="repeat the procedure N times on the held-out rows")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Recompute every number of plan and certificate. Exits with 0 (holds), 1 (does not) or 2 (cannot be read)."""
+    from lspm_ray.commands.verify import verify_command
+
+    raise typer.Exit(verify_command(what, overrides or [], runs=resample, as_json=as_json))
+
+
+@app.command("certify")
+def certify_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    labels: Annotated[str, typer.Option("--labels", help="file of fresh labelled rows, columns as in `data`")],
+    alpha: Annotated[float | None, typer.Option("--alpha", help="risk level; that of the plan by default")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Certify the plan again on fresh labelled traffic; the next `lspm serve` serves that version."""
+    from lspm_ray.commands.certify import certify
+
+    certify(config, overrides or [], labels, alpha, quiet=quiet)
+
+
 @app.command("serve")
 def serve_command(
     config: ConfigPath,

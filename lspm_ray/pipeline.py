@@ -11,7 +11,7 @@ from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.compression.compress import compress
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.corpus.prepare import prepare
-from lspm_ray.corpus.shards import class_counts
+from lspm_ray.corpus.shards import class_counts, labels
 from lspm_ray.documents.blocks import make_blocks
 from lspm_ray.documents.collect import collect_documents
 from lspm_ray.documents.tokenizer import make_tokenizer, make_tokenizer_of_rows
@@ -160,7 +160,7 @@ class Pipeline:
     def prepare(self) -> Artifact:
         """The corpus: cleaned, split, tokenised."""
         data = prepare(self.chosen.labelled, self.task, self.model_tokenizer, self.store, self.report)
-        check_feasible(self.chosen.select, sum(class_counts(data, "calibration")))
+        check_feasible(self.chosen.select, class_counts(data, "calibration"), labels(data))
         return data
 
     @cached_property

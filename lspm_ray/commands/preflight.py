@@ -11,6 +11,7 @@ from lspm_ray.cluster import ClusterConfig, running_cluster
 from lspm_ray.compression.recipe import check_recipes
 from lspm_ray.corpus.check import check_columns, check_files
 from lspm_ray.corpus.config import DataConfig, SourceConfig
+from lspm_ray.corpus.shards import class_counts, labels
 from lspm_ray.documents.config import DocumentsConfig
 from lspm_ray.documents.tokenizer import take_over
 from lspm_ray.errors import ConfigError
@@ -21,6 +22,8 @@ from lspm_ray.models.presets import build_config
 from lspm_ray.models.shape import Shape, shape_of
 from lspm_ray.models.source import ModelConfig, locate, locate_tokenizer, read_config
 from lspm_ray.pipeline import Pipeline, ReadOnlyStore
+from lspm_ray.selection.feasibility import prospects, requirements
+from lspm_ray.selection.select import check_feasible
 from lspm_ray.serving.deploy import check_fits
 from lspm_ray.settings import Settings
 from lspm_ray.sweep import check_settings, extremes, points_to_prepare, reserve_for
@@ -67,6 +70,8 @@ def check(settings: Settings, missing: Sequence[str]) -> list[str]:
     if "compress" in missing and settings.compress.unlabelled is not None:
         files = check_files(settings.compress.unlabelled)
         found.append(f"compress: {len(files)} file(s) of texts without labels")
+    if "select" in missing:
+        found += _promises(settings, in_store="prepare" not in missing and "tune" not in missing)
     address = running_cluster(settings.cluster)
     if address is not None:
         return [*found, f"resources: known once connected to {address}"]
@@ -89,6 +94,22 @@ def _fitting(settings: Settings, missing: Sequence[str], have: dict[str, float])
         check_fits(1, settings.serve, have)
         found.append(f"serve: the ingress and one model fit {have['CPU']:g} CPU")
     return found
+
+
+def _promises(settings: Settings, *, in_store: bool) -> list[str]:
+    """What the risk levels need, and what the calibration rows can back if they are there already.
+
+    Raises:
+        CertificateError: the rows that are there are too few.
+    """
+    config = settings.select
+    if not in_store:
+        share = settings.labelled.splits.calibration
+        return [f"select: {line}" for line in requirements(config, share or None)]
+    data = Pipeline(settings, ReadOnlyStore(settings.output), lambda _: None).prepare
+    names, counts = labels(data), class_counts(data, "calibration")
+    check_feasible(config, counts, names)
+    return [f"select: {line}" for line in prospects(sum(counts), config.wanted(names), counts, names)]
 
 
 def _documents(config: DocumentsConfig) -> str:

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lspm_ray.artifact import Artifact, write_atomic
+from lspm_ray.artifact import Artifact, ArtifactStore, write_atomic
 from lspm_ray.cluster import connect, running_cluster
 from lspm_ray.commands.console import StageView
 from lspm_ray.commands.run import settings_from
@@ -23,6 +23,7 @@ from lspm_ray.commands.summary import describe
 from lspm_ray.config import digest_of
 from lspm_ray.errors import ResourceError, UserError
 from lspm_ray.pipeline import NotMadeError, Pipeline, ReadOnlyStore
+from lspm_ray.selection.recertify import latest
 from lspm_ray.selection.select import read_plan
 from lspm_ray.serving.config import ServeConfig
 from lspm_ray.serving.deploy import deploy, undeploy, url
@@ -34,13 +35,13 @@ _STOP_TIMEOUT_S = 60
 
 
 def selected(settings: Settings, config: Path, overrides: Sequence[str]) -> Artifact:
-    """The run's plan.
+    """The run's plan, as it was certified last.
 
     Raises:
         UserError: the run is not that far yet.
     """
     plan: Artifact = made("select", settings, config, overrides)
-    return plan
+    return latest(plan, ArtifactStore(settings.output))
 
 
 def made(stage: str, settings: Settings, config: Path, overrides: Sequence[str]) -> Any:

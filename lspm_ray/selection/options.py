@@ -8,12 +8,15 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
 from lspm_ray.evaluation.forgetting import ClassChange, class_changes
 from lspm_ray.profiling.pareto import Constraints, violations
 from lspm_ray.profiling.table import Speed
+from lspm_ray.selection.points import Walk, Wanted, certify, tied_path, walk
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
     Certified,
@@ -21,7 +24,6 @@ from lspm_ray.selection.risk import (
     cascade_cost,
     fixed_sequence,
     losses,
-    threshold_grid,
 )
 from lspm_ray.tasks import Encoded
 from lspm_ray.validators import Validator
@@ -54,6 +56,13 @@ class Rows:
     ) -> Certified:
         """Walk the thresholds of `grid` on these rows: see `fixed_sequence`."""
         return fixed_sequence(scores, self._losses(risk, self.first), grid, alpha, delta, self._losses(risk, self.last))
+
+    def walk(
+        self, risk: RiskKind, scores: NDArray[np.float64], path: NDArray[np.float64], *, last_is_full: bool
+    ) -> Walk:
+        """What becomes of these rows at each step of a path of thresholds: see `lspm_ray.selection.points.walk`."""
+        last = None if last_is_full else self._losses(risk, self.last)
+        return walk([scores], [self._losses(risk, self.first), last], path, self.labels, self.full.shape[1])
 
     def risk(self, risk: RiskKind, accepted: NDArray[np.bool_]) -> float:
         """Share of rows whose answer is a loss, when these are accepted."""
@@ -139,6 +148,7 @@ class Promise(Config):
     risk: RiskKind
     alpha: float
     delta: float
+    per_class: dict[int, float] = Field(default_factory=dict)
     grid_size: int
     validator_cost: float
     constraints: Constraints
@@ -149,15 +159,16 @@ def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, prom
     """What a pair of models would give, walking the thresholds on selection rows as certification will on others."""
     temperature = fit_temperature(rows.first, rows.labels)
     scores = rows.scores(validator, temperature)
-    grid = threshold_grid(scores, promise.grid_size)
-    point = rows.certify(promise.risk, scores, grid, promise.alpha, promise.delta).point
-    alone = point is not None and point.threshold == ACCEPT_ALL
+    walked = rows.walk(promise.risk, scores, tied_path([scores], promise.grid_size), last_is_full=last.name == FULL)
+    wanted = Wanted(promise.alpha, (), promise.delta, promise.per_class)
+    point = certify(walked, wanted, promise.labels).default
+    alone = point is not None and point.threshold is None
     e = 1.0 if point is None else point.escalation_rate
     option = Option(
         first=first.name,
         last=None if alone else last.name,
         temperature=temperature,
-        threshold=None if point is None or alone else point.threshold,
+        threshold=None if point is None else point.threshold,
         escalation_rate=e,
         cost=first.cost if alone else cascade_cost(first.cost, promise.validator_cost, e, last.cost),
     )
@@ -165,7 +176,7 @@ def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, prom
         reason = f"no share of its answers keeps {promise.risk} below {promise.alpha:.2%} on the selection rows"
     else:
         used = [first] if alone else [first, last]
-        accepted = scores >= point.threshold
+        accepted = scores >= (ACCEPT_ALL if point.threshold is None else point.threshold)
         reason = "; ".join(broken_limits(used, rows, accepted, promise.constraints, promise.labels))
     return option.model_copy(update={"rejected": reason})
 

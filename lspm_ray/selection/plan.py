@@ -113,14 +113,22 @@ class Certificate(Config):
     """Per-example outputs of these models by name: every number here can be recomputed from them."""
     data: ModelRef
     """The prepared corpus, whose calibration split they are about."""
+    fresh: ModelRef | None = None
+    """Labelled traffic that took the place of the calibration split, where the plan was certified again."""
+    fresh_outputs: dict[str, ModelRef] = Field(default_factory=dict)
+    """Outputs of the models on it."""
+    profile: ModelRef | None = None
+    """The measured table that costs and latencies of the plan are from."""
     hardware: dict[str, Any]
     """Where outputs were computed. The risk claim carries over to other hardware only as far as outputs agree."""
     assumption: str = "calibration rows and live requests are drawn independently from one distribution"
-    how_to_check: str = ""
+    how_to_check: str = "`lspm verify` with the directory of this file recomputes every number"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Certificate":
         check_points(self.points)
+        for alpha in self.left_out:
+            float(alpha)
         return self
 
     @property
@@ -196,7 +204,7 @@ class Plan(Config):
     max_characters: int | None = None
     """Longer texts are cut, as they were in the corpus; None for no limit."""
     validator: dict[str, Any]
-    stages: list[PlanStage] = Field(min_length=1, max_length=3)
+    stages: list[PlanStage] = Field(min_length=1, max_length=2)
     points: list[OperatingPoint] = Field(default_factory=list)
     """The certificate's, from strict to lenient; empty when the full model serves alone."""
     certificate_id: str | None

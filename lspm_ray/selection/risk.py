@@ -160,9 +160,8 @@ def fixed_sequence(
         raise ValueError("the grid must hold strictly descending thresholds")
     _check_feasible(len(values), alpha, delta)
     thresholds = np.maximum(np.asarray(grid, dtype=np.float64), ACCEPT_ALL)
-    curve = _curve(values, losses, escalated, thresholds, alpha, delta)
-    certified = [point for point in curve if point.passed]
-    return Certified(alpha=alpha, delta=delta, n=len(values), point=certified[-1] if certified else None, curve=curve)
+    counts, below = _count(values, losses, escalated, thresholds)
+    return tested(thresholds, counts, below, len(values), alpha, delta)
 
 
 def cascade_cost(cheap: float, validator: float, escalation_rate: float, last: float = 1.0) -> float:
@@ -177,16 +176,28 @@ def cascade_cost(cheap: float, validator: float, escalation_rate: float, last: f
     return cheap + validator + escalation_rate * last
 
 
-def _curve(
-    scores: Floats, losses: Bools, escalated_losses: Bools, grid: Floats, alpha: float, delta: float
-) -> tuple[RiskPoint, ...]:
-    n = len(scores)
-    order = np.argsort(scores)
-    escalated = np.searchsorted(scores[order], grid, side="left")
-    losses_from = np.append(np.cumsum(losses[order][::-1])[::-1], 0)
-    losses_below = np.concatenate([[0], np.cumsum(escalated_losses[order])])
-    counts = (losses_from[escalated] + losses_below[escalated]).astype(np.int64)
+def tested(
+    grid: Floats,
+    counts: NDArray[np.int64],
+    escalated: NDArray[np.int64],
+    n: int,
+    alpha: float,
+    delta: float,
+    passed: Bools | None = None,
+) -> Certified:
+    """The tests of a fixed sequence, from what was counted at each threshold.
+
+    Args:
+        grid: thresholds, strict to lenient [steps].
+        counts: losses at each [steps].
+        escalated: rows passed on at each [steps].
+        n: rows.
+        alpha: the risk level.
+        delta: the chance of a wrong certificate.
+        passed: which steps are certified; by default all before the first with p > delta.
+    """
     p_values = bdtr(counts, n, alpha)
+    certain = np.logical_and.accumulate(p_values <= delta) if passed is None else passed
     columns = zip(
         grid.tolist(),
         counts.tolist(),
@@ -194,10 +205,23 @@ def _curve(
         _upper_bounds(counts, n, delta).tolist(),
         p_values.tolist(),
         (escalated / n).tolist(),
-        np.logical_and.accumulate(p_values <= delta).tolist(),
+        certain.tolist(),
         strict=True,
     )
-    return tuple(RiskPoint(**dict(zip(RiskPoint.model_fields, row, strict=True))) for row in columns)
+    curve = tuple(RiskPoint(**dict(zip(RiskPoint.model_fields, row, strict=True))) for row in columns)
+    last = [point for point in curve if point.passed]
+    return Certified(alpha=alpha, delta=delta, n=n, point=last[-1] if last else None, curve=curve)
+
+
+def _count(
+    scores: Floats, losses: Bools, escalated_losses: Bools, grid: Floats
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Losses and escalated rows at each threshold."""
+    order = np.argsort(scores)
+    escalated = np.searchsorted(scores[order], grid, side="left").astype(np.int64)
+    losses_from = np.append(np.cumsum(losses[order][::-1])[::-1], 0)
+    losses_below = np.concatenate([[0], np.cumsum(escalated_losses[order])])
+    return (losses_from[escalated] + losses_below[escalated]).astype(np.int64), escalated
 
 
 def _upper_bounds(counts: NDArray[np.int64], n: int, delta: float) -> Floats:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware, open_artifact, open_beside
+from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.shards import max_characters, read_split
@@ -22,19 +22,13 @@ from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.profiling.pareto import Constraints
 from lspm_ray.profiling.profile import read_profile
-from lspm_ray.profiling.table import ProfileTable, Speed
+from lspm_ray.profiling.table import Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.break_even import BreakEven, break_even
 from lspm_ray.selection.options import Option, Priced, Promise, Rows, broken_limits, choose, estimate
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan, PlanStage
-from lspm_ray.selection.risk import (
-    ACCEPT_ALL,
-    Certified,
-    cascade_cost,
-    minimum_rows,
-    threshold_grid,
-    upper_bound,
-)
+from lspm_ray.selection.points import DEFAULT_SHARE, Wanted, certify, check_rows, curve, tied_path
+from lspm_ray.selection.risk import ACCEPT_ALL, Certified, cascade_cost, upper_bound
 from lspm_ray.tasks import Task
 from lspm_ray.validators import Validator
 
@@ -47,6 +41,18 @@ BREAK_EVEN_FILE = "break_even.json"
 FORGETTING_FILE = "forgetting.json"
 
 
+class PerClass(Config):
+    """What is promised about the rows of each true class.
+
+    Attributes:
+        alpha: largest share of a class's rows whose answer may be a loss.
+        without: classes that nothing is promised about, as those with too few rows.
+    """
+
+    alpha: Level
+    without: list[str] = Field(default_factory=list)
+
+
 class SelectConfig(Config):
     """What is promised, and what is allowed.
 
@@ -54,7 +60,8 @@ class SelectConfig(Config):
         alpha: largest share of all answers that may be worse than the full model's.
         points: further risk levels, certified along with `alpha` for whoever wants to serve stricter or cheaper answers
             for a while; one that these rows cannot certify is left out.
-        delta: chance that the certificate promises too much.
+        delta: chance that the certificate promises too much, at any point or about any class.
+        per_class: a promise about each class, beside that about all rows; None for none.
         risk: `regret`: accepted, wrong, and full would have been right; `disagreement`: accepted and not full's answer.
         validator: scores the answers; `{validator: NAME, ...}` or just the name.
         grid_size: thresholds that are tried.
@@ -66,6 +73,7 @@ class SelectConfig(Config):
     alpha: float = Field(0.01, gt=0, lt=1)
     points: list[Level] = Field(default_factory=lambda: [0.005, 0.02])
     delta: float = Field(0.05, gt=0, lt=1)
+    per_class: PerClass | None = None
     risk: Literal["regret", "disagreement"] = "regret"
     validator: dict[str, Any] = Field(default_factory=lambda: {"validator": "max_probability"})
     grid_size: int = Field(200, ge=2)
@@ -77,6 +85,21 @@ class SelectConfig(Config):
         """The validator."""
         return Validator.make(self.validator)
 
+    def wanted(self, labels: Sequence[str]) -> Wanted:
+        """What is to be certified.
+
+        Raises:
+            ConfigError: `per_class.without` names no class.
+        """
+        per_class = {}
+        if self.per_class is not None:
+            for name in self.per_class.without:
+                if name not in labels:
+                    raise ConfigError("no such class", field="select.per_class.without", value=name, valid=labels)
+            kept = [index for index, name in enumerate(labels) if name not in self.per_class.without]
+            per_class = dict.fromkeys(kept, self.per_class.alpha)
+        return Wanted(self.alpha, tuple(self.points), self.delta, per_class)
+
     @field_validator("validator", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
@@ -86,20 +109,18 @@ class SelectConfig(Config):
             raise ValueError(str(error)) from None
 
 
-def check_feasible(config: SelectConfig, calibration_rows: int) -> None:
-    """Refuse a promise that this many calibration rows can never back, before anything expensive runs.
+def check_feasible(config: SelectConfig, class_rows: Sequence[int], labels: Sequence[str]) -> None:
+    """Refuse a promise that these calibration rows can never back, before anything expensive runs.
+
+    Args:
+        config: what is promised.
+        class_rows: calibration rows of each class.
+        labels: names of the classes.
 
     Raises:
         CertificateError: says how many rows are needed.
     """
-    needed = minimum_rows(config.alpha, config.delta)
-    if calibration_rows < needed:
-        raise CertificateError(
-            f"alpha = {config.alpha:g} at delta = {config.delta:g} needs at least {needed} calibration rows, "
-            f"there are {calibration_rows}",
-            field="select.alpha",
-            hint="Give more data, a larger share to data.splits.calibration, or a larger alpha",
-        )
+    check_rows(sum(class_rows), class_rows, config.wanted(labels), labels)
 
 
 def select(
@@ -129,7 +150,7 @@ def select(
     what = {"select": config.model_dump(mode="json"), "task": task.spec()}
 
     def build(draft: Draft) -> None:
-        decision = _Decision(config, task, models, read_profile(profile), outputs, data, report)
+        decision = _Decision(config, task, models, profile, outputs, data, report)
         plan, certificate = decision.decide()
         _write(draft, PLAN_FILE, plan.model_dump(mode="json"))
         _write(draft, OPTIONS_FILE, [option.model_dump(mode="json") for option in decision.options])
@@ -166,12 +187,13 @@ class _Decision:
         config: SelectConfig,
         task: Task,
         models: Mapping[str, Artifact],
-        table: ProfileTable,
+        profile: Artifact,
         outputs: Mapping[str, Artifact],
         data: Artifact,
         report: Report,
     ) -> None:
-        self.config, self.task, self.models, self.table = config, task, models, table
+        self.config, self.task, self.models = config, task, models
+        self.measured, self.table = profile, read_profile(profile)
         self.outputs, self.data, self.report = outputs, data, report
         self.validator = config.make_validator()
         self.options: list[Option] = []
@@ -180,7 +202,8 @@ class _Decision:
 
     def decide(self) -> tuple[Plan, Certificate | None]:
         config = self.config
-        check_feasible(config, len(self._rows(FULL, FULL, "calibration").labels))
+        counts = np.bincount(self._rows(FULL, FULL, "calibration").labels, minlength=len(self.table.labels))
+        check_feasible(config, counts.tolist(), self.table.labels)
         self.options = estimate_pairs(
             config,
             {name: self.table[name] for name in self.models},
@@ -220,18 +243,21 @@ class _Decision:
         config, first = self.config, chosen.first
         last = chosen.last or FULL
         selection, calibration = self._rows(first, last, "selection"), self._rows(first, last, "calibration")
-        grid = threshold_grid(selection.scores(self.validator, chosen.temperature), config.grid_size)
+        path = tied_path([selection.scores(self.validator, chosen.temperature)], config.grid_size)
         scores = calibration.scores(self.validator, chosen.temperature)
-        self.certified = calibration.certify(config.risk, scores, grid, config.alpha, config.delta)
-        point = self.certified.point
+        walked = calibration.walk(config.risk, scores, path, last_is_full=last == FULL)
+        wanted = config.wanted(self.table.labels)
+        found = certify(walked, wanted, self.table.labels)
+        point = found.default
+        self.certified = curve(walked, found, wanted)
         if point is None:
             reasons[first] = f"no threshold keeps {config.risk} below {config.alpha:.2%} on the calibration rows"
             return self._full_alone(reasons), None
-        alone = point.threshold == ACCEPT_ALL
+        alone = point.threshold is None
         e, c = point.escalation_rate, self.table[first].cost
         cost = c if alone else cascade_cost(c, self._validator_cost, e, self.table[last].cost)
         used = [self.table[first]] if alone else [self.table[first], self.table[last]]
-        accepted = selection.scores(self.validator, chosen.temperature) >= point.threshold
+        accepted = selection.scores(self.validator, chosen.temperature) >= limit_of(point)
         # The certified threshold is not the estimated one: what was to serve alone may need a second model now.
         if broken := broken_limits(used, selection, accepted, config.constraints, self.table.labels):
             reasons[first] = f"certified {'alone' if alone else 'before ' + last}, but {'; '.join(broken)}"
@@ -242,29 +268,20 @@ class _Decision:
         certificate = Certificate(
             delta=config.delta,
             risk=config.risk,
-            points=[
-                OperatingPoint(
-                    alpha=config.alpha,
-                    level=config.delta,
-                    threshold=None if alone else point.threshold,
-                    losses=point.losses,
-                    p_value=point.p_value,
-                    upper_bound=point.bound,
-                    escalation_rate=e,
-                    default=True,
-                )
-            ],
+            points=found.points,
+            multiplicity=found.multiplicity,
+            left_out=found.left_out,
             first=self._ref(first),
             last=None if alone else self._ref(last),
             full=self._ref(FULL),
             validator=config.validator,
             temperature=chosen.temperature,
             grid_size=config.grid_size,
-            calibration_rows=self.certified.n,
+            calibration_rows=walked.rows,
             outputs={name: _ref(name, self.outputs[name]) for name in (first, last, FULL)},
             data=_ref("data", self.data),
+            profile=_ref("profile", self.measured),
             hardware=hardware(),
-            how_to_check="lspm_ray.selection.select.recheck(uri of this directory) recomputes every number",
         )
         return self._plan(certificate, cost, reasons), certificate
 
@@ -274,10 +291,11 @@ class _Decision:
         if last is not None:
             stages.append(self._stage(last.name, self._temperature(last.name), None))
         test = self._rows(first, last.name if last else FULL, "test")
-        accepted = test.scores(self.validator, certificate.temperature) >= _limit(certificate)
+        accepted = test.scores(self.validator, certificate.temperature) >= limit_of(certificate.default)
         expected = {
             "escalation_rate": certificate.escalation_rate,
             "cost": cost,
+            "validator_cost": self._validator_cost,
             "test_accuracy": test.accuracy(accepted),
             "test_full_accuracy": test.full_accuracy,
             "test_balanced_accuracy": test.balanced_accuracy(accepted),
@@ -381,6 +399,8 @@ def estimate_pairs(
     validator, cost = config.make_validator(), {name: model.cost for name, model in models.items()}
     firsts = [name for name in models if name != FULL and config.first in (None, name)]
     lasts = [name for name in models if name == FULL or cost[name] < cost[FULL]]
+    wanted = config.wanted(labels)
+    delta = wanted.delta * (DEFAULT_SHARE if len(wanted.alphas) > 1 else 1)
     options = []
     for first in firsts:
         for last in lasts:
@@ -388,11 +408,17 @@ def estimate_pairs(
                 continue
             report(f"select: estimating {first} before {last}")
             found = rows_of(first, last)
+            counts = np.bincount(found.labels, minlength=len(labels)).tolist()
             promise = Promise(
                 risk=config.risk,
                 # The selection split may be too small to certify this alpha; as an estimate a wider one will do.
-                alpha=max(config.alpha, _reachable(len(found.labels), config.delta)),
-                delta=config.delta,
+                alpha=max(config.alpha, _reachable(len(found.labels), delta)),
+                per_class={
+                    index: max(alpha, _reachable(counts[index], delta))
+                    for index, alpha in wanted.per_class.items()
+                    if counts[index]
+                },
+                delta=delta,
                 grid_size=config.grid_size,
                 validator_cost=validator_cost,
                 constraints=config.constraints,
@@ -429,8 +455,9 @@ def inputs_of(data: Artifact, split: str) -> list[Any]:
     return [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
 
 
-def _limit(certificate: Certificate) -> float:
-    return ACCEPT_ALL if certificate.threshold is None else certificate.threshold
+def limit_of(point: OperatingPoint) -> float:
+    """The lowest score that the first stage may answer at."""
+    return ACCEPT_ALL if point.threshold is None else point.threshold
 
 
 def _ref(name: str, artifact: Artifact) -> ModelRef:
@@ -444,46 +471,3 @@ def _reachable(n: int, delta: float) -> float:
 
 def _write(draft: Draft, name: str, value: Any) -> None:
     (draft.path / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
-def recheck(uri: str) -> list[str]:
-    """Recompute a certificate from the stored outputs it names.
-
-    Returns:
-        What does not agree, in plain words; empty when everything does.
-
-    Raises:
-        ArtifactError: a file it rests on is missing or changed.
-    """
-    artifact = open_artifact(uri)
-    _, certificate = read_plan(artifact)
-    if certificate is None:
-        return []
-    problems = []
-    last = certificate.last or certificate.full
-    named = [certificate.data, certificate.first, last, certificate.full, *certificate.outputs.values()]
-    for ref in named:
-        found = open_beside(ref.uri, artifact)
-        found.verify()
-        if found.digest != ref.digest:
-            problems.append(f"{ref.name}: {ref.uri} has digest {found.digest}, the certificate says {ref.digest}")
-    data = open_beside(certificate.data.uri, artifact)
-    outputs = [
-        open_beside(certificate.outputs[ref.name].uri, artifact) for ref in (certificate.first, last, certificate.full)
-    ]
-    calibration = rows(outputs, "calibration", inputs_of(data, "calibration"))
-    ids = [set(read_split(data, split, ["id"])["id"].to_pylist()) for split in ("train", "calibration")]
-    if ids[0] & ids[1]:
-        problems.append("calibration rows occur among the training rows")
-    scores = calibration.scores(Validator.make(certificate.validator), certificate.temperature)
-    grid = np.array([_limit(certificate)])
-    found_risk = calibration.certify(certificate.risk, scores, grid, certificate.alpha, certificate.delta)
-    lost, n = found_risk.curve[0].losses, found_risk.n
-    if (lost, n) != (certificate.losses, certificate.calibration_rows):
-        problems.append(
-            f"found {lost} losses in {n} rows, the certificate says "
-            f"{certificate.losses} in {certificate.calibration_rows}"
-        )
-    if found_risk.point is None:
-        problems.append("the threshold does not hold the promised risk")
-    return problems

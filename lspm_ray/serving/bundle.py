@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lspm_ray.artifact import Artifact, open_artifact, open_beside
 from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
+from lspm_ray.selection.check import agreement, arithmetic
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
 
 if TYPE_CHECKING:
@@ -96,35 +97,34 @@ def load_bundle(plan_uri: str) -> Bundle:
 
 
 def check_certificate(plan: Plan, certificate: Certificate | None) -> None:
-    """Refuse a plan that does not do what its certificate is about.
+    """Refuse a plan that does not do what its certificate is about, and a certificate that its own counts contradict.
+
+    Whether the counts are those of the outputs takes the outputs: `lspm verify`.
 
     Raises:
-        CertificateError: names the field that differs.
+        CertificateError: names the field that is wrong.
     """
     if certificate is None:
         if plan.certificate_id is not None:
             raise CertificateError(
                 f"the plan names certificate {plan.certificate_id}, but there is no {CERTIFICATE_FILE}", hint=_AGAIN
             )
-        if len(plan.stages) > 1:
+        if len(plan.stages) > 1 or plan.points:
             raise CertificateError("a plan with two stages needs a certificate", field="certificate_id", hint=_AGAIN)
         return
-    first = plan.stages[0]
-    pairs: dict[str, tuple[Any, Any]] = {
-        "certificate_id": (plan.certificate_id, certificate.id),
-        "validator": (plan.validator, certificate.validator),
-        "temperature": (first.temperature, certificate.temperature),
-        "threshold": (first.threshold, certificate.threshold),
-        "first.name": (first.model.name, certificate.first.name),
-        "first.digest": (first.model.digest, certificate.first.digest),
-    }
-    last = plan.stages[1].model if len(plan.stages) > 1 else None
-    for field in ("name", "digest"):
-        pairs[f"last.{field}"] = (getattr(last, field, None), getattr(certificate.last, field, None))
-    for field, (planned, certified) in pairs.items():
-        if planned != certified:
+    for check in agreement(plan, certificate):
+        if not check.ok:
             raise CertificateError(
-                "the plan differs from its certificate", field=field, value=planned, valid=[certified], hint=_AGAIN
+                "the plan differs from its certificate",
+                field=check.what,
+                value=check.stated,
+                valid=[check.found],
+                hint=_AGAIN,
+            )
+    for check in arithmetic(certificate):
+        if not check.ok:
+            raise CertificateError(
+                f"the certificate does not hold: found {check.found}", field=check.what, value=check.stated, hint=_AGAIN
             )
 
 

@@ -12,14 +12,14 @@ from sklearn.metrics import balanced_accuracy_score
 from lspm_ray.artifact import ArtifactStore, hardware
 from lspm_ray.corpus.shards import labels as label_names
 from lspm_ray.corpus.shards import read_split
-from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
+from lspm_ray.errors import CertificateError, ConfigError
 from lspm_ray.evaluation.calibration import softmax
 from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array, read_outputs
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.selection.break_even import BreakEven
-from lspm_ray.selection.select import SelectConfig, check_feasible, read_plan, recheck, select
+from lspm_ray.selection.select import SelectConfig, check_feasible, read_plan, select
 from lspm_ray.tasks import Task
 from tests.toy_corpus import MAX_CHARACTERS, toy_corpus
 from tests.toys import toy_model_artifact
@@ -169,34 +169,24 @@ def test_without_another_variant_full_has_the_last_word(tmp_path):
     assert plan.expected["cost"] == pytest.approx(0.05 + plan.expected["escalation_rate"], abs=0.01)
 
 
-def test_the_certificate_can_be_recomputed(world):
-    artifact = world.select(alpha=0.02)
-    assert recheck(artifact.uri) == []
+def test_further_points_are_certified_along_with_the_default(world):
+    plan, certificate = read_plan(world.select(alpha=0.02, points=[0.01, 0.03, 0.0001]))
+    assert plan.points == certificate.points
+    assert [point.alpha for point in plan.points if point.default] == [0.02]
+    assert plan.default.threshold == plan.stages[0].threshold
+    rates = [point.escalation_rate for point in plan.points]
+    assert rates == sorted(rates, reverse=True) and len(rates) >= 2
+    assert "needs" in certificate.left_out["0.0001"]
+    assert certificate.multiplicity == "bonferroni"  # `middle` answers what is escalated and errs itself
 
 
-def test_a_forged_number_is_found(world, tmp_path):
-    plan, certificate = read_plan(world.select(alpha=0.02))
-    point = certificate.points[0].model_copy(update={"losses": certificate.losses + 1})
-    forged = certificate.model_copy(update={"points": [point]})
-    plan = plan.model_copy(update={"certificate_id": forged.id})
-
-    def build(draft):
-        (draft.path / "plan.json").write_text(plan.model_dump_json())
-        (draft.path / "certificate.json").write_text(forged.model_dump_json())
-
-    artifact = ArtifactStore(str(tmp_path)).make("select", {}, {}, build)
-    assert any("losses in" in problem for problem in recheck(artifact.uri))
-
-
-def test_changed_outputs_are_refused(tmp_path):
-    world = World(tmp_path)
-    artifact = world.select(alpha=0.02)
-    file = Path(world.outputs["cheap"].uri) / "calibration.parquet"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(bytes(data))
-    with pytest.raises(ArtifactError, match=r"calibration\.parquet"):
-        recheck(artifact.uri)
+def test_what_is_promised_about_each_class_is_kept_at_every_point(world):
+    _, certificate = read_plan(world.select(alpha=0.02, per_class={"alpha": 0.03}))
+    for point in certificate.points:
+        assert [bound.label for bound in point.classes] == label_names(world.data)
+        assert all(bound.upper_bound <= 0.03 for bound in point.classes)
+    with pytest.raises(ConfigError, match=r"select\.per_class\.without: no such class"):
+        world.select(per_class={"alpha": 0.03, "without": ["nonsense"]})
 
 
 def test_a_certificate_that_the_plan_does_not_name_is_refused(world, tmp_path):
@@ -287,14 +277,14 @@ def test_disagreement_needs_no_labels_to_agree_with_regret(world):
 
 @pytest.mark.parametrize("validator", ["max_probability", "margin", "entropy"])
 def test_every_validator_certifies(world, validator):
-    artifact = world.select(alpha=0.02, validator=validator)
-    assert recheck(artifact.uri) == []
+    _, certificate = read_plan(world.select(alpha=0.02, validator=validator))
+    assert certificate.validator["validator"] == validator
 
 
 def test_too_few_rows_say_how_many_are_needed():
     with pytest.raises(CertificateError, match="needs at least 299 calibration rows, there are 298"):
-        check_feasible(SelectConfig(), 298)
-    check_feasible(SelectConfig(), 299)
+        check_feasible(SelectConfig(), [200, 98], ["no", "yes"])
+    check_feasible(SelectConfig(), [200, 99], ["no", "yes"])
 
 
 def test_what_is_forgotten_is_kept_for_the_report(world):

@@ -8,6 +8,7 @@ import pytest
 from lspm_ray.artifact import Artifact, ArtifactStore, open_artifact
 from lspm_ray.errors import ArtifactError, CertificateError, UserError
 from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.selection.risk import p_value, upper_bound
 from lspm_ray.serving.bundle import check_certificate, load_bundle
 from tests.toys import toy_plan, write_plan
 
@@ -76,6 +77,41 @@ def test_a_certificate_edited_by_hand_is_refused(toy_select: Artifact) -> None:
     assert caught.value.field == "certificate_id"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("losses", 9, "point 0.01: p-value"),
+        ("losses", -1, "point 0.01: losses"),
+        ("p_value", 0.001, "point 0.01: p-value"),
+        ("upper_bound", 0.001, "point 0.01: upper bound"),
+        ("level", 0.06, "point 0.01: level"),
+        ("escalation_rate", 1.2, "point 0.01: escalation"),
+        ("alpha", 0.001, "point 0.001: p-value"),
+    ],
+)
+def test_a_certificate_that_its_own_counts_contradict_is_refused(
+    own_store: ArtifactStore, field: str, value: Any, what: str
+) -> None:
+    """Everything else was made to fit: points, certificate and plan agree."""
+    plan, certificate = documents(toy_plan(own_store))
+    points = [certificate.points[0].model_copy(update={field: value})]
+    forged = certificate.model_copy(update={"points": points})
+    plan = plan.model_copy(update={"points": points, "certificate_id": forged.id})
+    with pytest.raises(CertificateError) as caught:
+        load_bundle(write_plan(own_store, plan, forged).uri)
+    assert caught.value.field == what
+
+
+def test_bounds_that_follow_from_too_many_losses_are_refused(own_store: ArtifactStore) -> None:
+    plan, certificate = documents(toy_plan(own_store))
+    bad = {"losses": 9, "p_value": p_value(9, 1000, 0.01), "upper_bound": upper_bound(9, 1000, 0.05)}
+    points = [certificate.points[0].model_copy(update=bad)]
+    forged = certificate.model_copy(update={"points": points})
+    plan = plan.model_copy(update={"points": points, "certificate_id": forged.id})
+    with pytest.raises(CertificateError, match="certified: the certificate does not hold"):
+        load_bundle(write_plan(own_store, plan, forged).uri)
+
+
 def test_a_cascade_without_certificate_is_refused(toy_select: Artifact) -> None:
     plan, _ = documents(toy_select)
     with pytest.raises(CertificateError, match=r"there is no certificate\.json"):
@@ -86,7 +122,7 @@ def test_a_cascade_without_certificate_is_refused(toy_select: Artifact) -> None:
 
 def test_the_full_model_alone_needs_no_certificate(own_store: ArtifactStore) -> None:
     plan, _ = documents(toy_plan(own_store))
-    alone = plan.model_copy(update={"stages": plan.stages[1:], "certificate_id": None})
+    alone = plan.model_copy(update={"stages": plan.stages[1:], "points": [], "certificate_id": None})
     assert load_bundle(write_plan(own_store, alone, None).uri).certificate is None
 
 

@@ -1,0 +1,324 @@
+"""Recompute a certificate and its plan from the stored outputs, and say what does not hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from lspm_ray.artifact import Artifact, hardware, open_beside
+from lspm_ray.compression.recipe import FULL
+from lspm_ray.config import Config
+from lspm_ray.corpus.config import SPLITS
+from lspm_ray.corpus.shards import labels as label_names
+from lspm_ray.corpus.shards import max_characters, read_split
+from lspm_ray.errors import ArtifactError, CertificateError
+from lspm_ray.evaluation.calibration import fit_temperature
+from lspm_ray.evaluation.outputs import read_outputs
+from lspm_ray.profiling.profile import read_profile
+from lspm_ray.progress import Report
+from lspm_ray.selection.check import Check, compare, document_checks
+from lspm_ray.selection.options import Rows
+from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
+from lspm_ray.selection.points import Wanted, certify, tied_path
+from lspm_ray.selection.resample import Resampled, pool, resample
+from lspm_ray.selection.risk import cascade_cost
+from lspm_ray.selection.select import SelectConfig, inputs_of, limit_of, rows
+from lspm_ray.tasks import Task
+from lspm_ray.validators import Validator
+
+
+class Verdict(Config):
+    """What verification found.
+
+    Attributes:
+        uri: the select artifact.
+        certificate_id: None where the full model serves alone.
+        checks: in the order in which they were made.
+        same_hardware: whether latencies and costs of the plan were measured on a machine like this one.
+    """
+
+    uri: str
+    certificate_id: str | None
+    checks: list[Check]
+    same_hardware: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds. Other hardware is no failure: it voids latencies, not the bound."""
+        return all(check.ok for check in self.checks)
+
+
+class Evidence:
+    """What a plan and its certificate rest on, opened beside them.
+
+    Args:
+        artifact: the select artifact.
+
+    Raises:
+        ArtifactError: a document or something that it names cannot be read.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        try:
+            self.plan = Plan.parse(artifact.read_json(PLAN_FILE))
+            has = CERTIFICATE_FILE in artifact.manifest.files
+            self.certificate = Certificate.parse(artifact.read_json(CERTIFICATE_FILE)) if has else None
+        except ValueError as error:
+            raise ArtifactError(f"not a plan: {error}", field=artifact.uri) from None
+
+    def open(self, ref: ModelRef) -> Artifact:
+        """What a reference names."""
+        return open_beside(ref.uri, self.artifact)
+
+    def rows(self, certificate: Certificate, split: str) -> Rows:
+        """Outputs of the first, the last and the full model on a split."""
+        outputs, data = certificate.outputs, certificate.data
+        if split == "calibration" and certificate.fresh is not None:
+            outputs, data = certificate.fresh_outputs, certificate.fresh
+        named = [outputs[name] for name in (certificate.first.name, tried_last(certificate), FULL)]
+        return rows([self.open(ref) for ref in named], split, inputs_of(self.open(data), split))
+
+    def wanted(self, certificate: Certificate) -> Wanted:
+        """What the certificate was asked for: the risk levels that it has or says why it has not."""
+        config = SelectConfig.parse(self.artifact.manifest.config["select"])
+        asked = config.wanted(self.plan.labels)
+        default = certificate.default.alpha
+        others = {point.alpha for point in certificate.points} | {float(alpha) for alpha in certificate.left_out}
+        return Wanted(default, tuple(sorted(others - {default})), certificate.delta, asked.per_class)
+
+
+def tried_last(certificate: Certificate) -> str:
+    """The model that rows were escalated to when the certificate was issued.
+
+    Where the first turned out to do alone, `last` names none, but its outputs were counted.
+    """
+    if certificate.last is not None:
+        return certificate.last.name
+    counted = certificate.fresh_outputs or certificate.outputs
+    return next((name for name in counted if name not in (certificate.first.name, FULL)), FULL)
+
+
+def verify(artifact: Artifact) -> Verdict:
+    """Check everything that a select artifact says.
+
+    Raises:
+        ArtifactError: something it names cannot be opened, or its own documents cannot be read.
+    """
+    evidence = Evidence(artifact)
+    checks = list(_digests(evidence))
+    certificate = evidence.certificate
+    config = artifact.manifest.config.get("select", {})
+    if certificate is None:
+        checks.append(compare("certificate", None, evidence.plan.certificate_id))
+        checks.append(compare("models of a plan without certificate", [FULL], _models(evidence.plan)))
+    elif all(check.ok for check in checks):
+        checks += document_checks(evidence.plan, certificate)
+        checks += _asked(certificate, SelectConfig.parse(config))
+        checks += _splits(evidence, certificate)
+        checks += _recomputed(evidence, certificate)
+        checks += _plan(evidence, certificate)
+    return Verdict(
+        uri=artifact.uri,
+        certificate_id=None if certificate is None else certificate.id,
+        checks=checks,
+        same_hardware=certificate is None or certificate.hardware == hardware(),
+    )
+
+
+def _digests(evidence: Evidence) -> Iterator[Check]:
+    """Whether every artifact is complete, unchanged, and the one that is named."""
+    yield _intact("select", evidence.artifact, evidence.artifact.digest)
+    refs = [stage.model for stage in evidence.plan.stages]
+    certificate = evidence.certificate
+    if certificate is not None:
+        refs += [certificate.data, certificate.full, *certificate.outputs.values()]
+        refs += [certificate.profile] if certificate.profile else []
+        refs += [certificate.fresh, *certificate.fresh_outputs.values()] if certificate.fresh else []
+    for ref in {(ref.uri, ref.digest): ref for ref in refs}.values():
+        found = evidence.open(ref)
+        yield _intact(f"{found.manifest.stage} {ref.name}", found, ref.digest)
+    if certificate is None:
+        return
+    needed = {certificate.first.name, tried_last(certificate), FULL}
+    missing = sorted(needed - set(certificate.outputs))
+    yield compare("models without outputs", missing, [])
+    used = sorted(needed) if certificate.fresh else []
+    yield compare("models with outputs on fresh rows", used, sorted(certificate.fresh_outputs))
+    for name, ref in certificate.fresh_outputs.items():
+        of = evidence.open(ref).manifest.parents
+        wanted = [name, certificate.fresh.digest if certificate.fresh else None]
+        yield compare(f"fresh outputs {name}: made of", [ref.name, of.get("data")], wanted)
+    names = [certificate.full.name, certificate.data.name, *(ref.name for ref in certificate.outputs.values())]
+    yield compare("names", [FULL, "data", *certificate.outputs], names)
+    yield compare("hardware", evidence.artifact.manifest.hardware, certificate.hardware)
+    parents = evidence.artifact.manifest.parents
+    for name, ref in certificate.outputs.items():
+        yield compare(f"outputs {name}: made of", parents.get(f"outputs.{name}"), ref.digest)
+    yield compare("corpus: made of", parents.get("data"), certificate.data.digest)
+    made_of = {"profile": parents.get("profile")} if certificate.profile else {}
+    stated = {certificate.profile.name: certificate.profile.digest} if certificate.profile else {}
+    yield compare("profile: made of", made_of, stated)
+    of_labels = {"labels": parents.get("labels")} if "labels" in parents else {}
+    named = {certificate.fresh.name: certificate.fresh.digest} if certificate.fresh else {}
+    yield compare("fresh rows: made of", of_labels, named)
+    models = {ref.name: ref.digest for ref in [*refs[: len(evidence.plan.stages)], certificate.full]}
+    for name, ref in certificate.outputs.items():
+        of = evidence.open(ref).manifest.parents
+        if name in models and of:
+            yield compare(f"outputs {name}: model", of.get("model"), models[name])
+            yield compare(f"outputs {name}: corpus", of.get("data"), certificate.data.digest)
+
+
+def _intact(what: str, artifact: Artifact, stated: str) -> Check:
+    try:
+        artifact.verify()
+    except ArtifactError as error:
+        return Check(what=f"{what}: files", found=str(error), stated=stated, ok=False)
+    return compare(f"{what}: files", artifact.digest, stated)
+
+
+def _asked(certificate: Certificate, config: SelectConfig) -> Iterator[Check]:
+    """Whether the promise is the one that was asked for."""
+    yield compare("alpha", config.alpha, certificate.alpha)
+    yield compare("delta", config.delta, certificate.delta)
+    yield compare("risk", config.risk, certificate.risk)
+    yield compare("validator", config.validator, certificate.validator)
+    yield compare("grid size", config.grid_size, certificate.grid_size)
+    plain = {name: Certificate.model_fields[name].default for name in ("assumption", "how_to_check")}
+    yield compare("wording", plain, {name: getattr(certificate, name) for name in plain})
+    asked = {config.alpha, *config.points}
+    stated = {point.alpha for point in certificate.points} | {float(alpha) for alpha in certificate.left_out}
+    yield compare("risk levels", sorted(asked), sorted(stated))
+
+
+def _splits(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
+    """Whether no text is in two splits, and outputs are about the rows of the corpus."""
+    data = evidence.open(certificate.data)
+    texts = {}
+    for split in SPLITS:
+        column = read_split(data, split, ["text"])["text"]
+        texts[split] = {hashlib.sha256(text.as_py().encode()).digest() for chunk in column.chunks for text in chunk}
+    if certificate.fresh is not None:
+        fresh = read_split(evidence.open(certificate.fresh), "calibration", ["text"])["text"].to_pylist()
+        own = {hashlib.sha256(text.encode()).digest() for text in fresh}
+        yield compare("fresh rows that are different", len(fresh), len(own))
+        for split in ("train", "validation", "selection"):
+            shared = len(own & texts[split])
+            yield Check(what=f"fresh texts in {split}", found=shared, stated=0, ok=shared == 0)
+    for a, b in combinations(SPLITS, 2):
+        shared = len(texts[a] & texts[b])
+        yield Check(what=f"texts in both {a} and {b}", found=shared, stated=0, ok=shared == 0)
+    for name, ref in certificate.outputs.items():
+        for split in ("selection", "calibration", "test"):
+            ids, labels, _ = read_outputs(evidence.open(ref), split)
+            table = read_split(data, split, ["id", "label"])
+            same = ids == table["id"].to_pylist() and np.array_equal(labels, table["label"].to_numpy())
+            what = f"outputs {name}: rows of {split}"
+            yield Check(what=what, found="those of the corpus" if same else "others", stated="of the corpus", ok=same)
+
+
+def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
+    """The certificate, issued again from the outputs."""
+    selection, calibration = evidence.rows(certificate, "selection"), evidence.rows(certificate, "calibration")
+    validator = Validator.make(certificate.validator)
+    temperature = fit_temperature(selection.first, selection.labels)
+    yield compare("temperature, fitted again", temperature, certificate.temperature)
+    path = tied_path([selection.scores(validator, temperature)], certificate.grid_size)
+    scores = calibration.scores(validator, temperature)
+    walked = calibration.walk(certificate.risk, scores, path, last_is_full=tried_last(certificate) == FULL)
+    yield compare("calibration rows", walked.rows, certificate.calibration_rows)
+    try:
+        found = certify(walked, evidence.wanted(certificate), evidence.plan.labels)
+    except CertificateError as error:
+        yield Check(what="certified again", found=str(error), stated="certified", ok=False)
+        return
+    yield compare("multiplicity", found.multiplicity, certificate.multiplicity)
+    yield compare("risk levels left out", found.left_out, certificate.left_out)
+    by_alpha = {point.alpha: point.model_dump(mode="json") for point in found.points}
+    for point in certificate.points:
+        again = by_alpha.get(point.alpha, {})
+        for name, stated in point.model_dump(mode="json").items():
+            yield compare(f"point {point.alpha:g}: {name}", again.get(name), stated)
+
+
+def _plan(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
+    """The plan's numbers, from profile and test outputs."""
+    plan, data = evidence.plan, evidence.open(certificate.data)
+    manifest = evidence.artifact.manifest
+    yield compare("labels", label_names(data), plan.labels)
+    yield compare("max_characters", max_characters(data), plan.max_characters)
+    yield compare("task", Task.make(manifest.config["task"]).spec(), plan.task)
+    yield compare("reasons", manifest.summary.get("reasons"), plan.reasons)
+    if certificate.profile is None:
+        return
+    table = read_profile(evidence.open(certificate.profile))
+    measured = {variant.name: variant for variant in table.variants}
+    for stage in plan.stages:
+        name = stage.model.name
+        if name not in measured:
+            yield Check(what="model in the profile", found=sorted(measured), stated=name, ok=False)
+            continue
+        speed = measured[name].speed
+        yield compare(f"{name}: model measured", measured[name].digest, stage.model.digest)
+        yield compare(f"{name}: cost", measured[name].cost, stage.cost)
+        yield compare(f"{name}: latency", speed.p50_ms if speed else 0.0, stage.batch_1_latency_ms)
+    if certificate.last is not None:
+        last = read_outputs(evidence.open(certificate.outputs[certificate.last.name]), "selection")
+        yield compare("temperature of the last stage", fit_temperature(last[2], last[1]), plan.stages[-1].temperature)
+    for name, found in expected_numbers(evidence, certificate, [stage.cost for stage in plan.stages]).items():
+        yield compare(f"expected {name}", found, plan.expected.get(name))
+    summary = manifest.summary.get("expected", {})
+    yield compare("expected, as summed up", summary, plan.expected)
+
+
+def expected_numbers(evidence: Evidence, certificate: Certificate, costs: list[float]) -> dict[str, float]:
+    """What a plan of models with these costs is expected to do, from test outputs."""
+    test = evidence.rows(certificate, "test")
+    scores = test.scores(Validator.make(certificate.validator), certificate.temperature)
+    accepted = scores >= limit_of(certificate.default)
+    # A timing, which nobody can compute: what rests on it can.
+    validator_cost = evidence.plan.expected.get("validator_cost", 0.0)
+    e = certificate.escalation_rate
+    return {
+        "escalation_rate": e,
+        "cost": costs[0] if len(costs) == 1 else cascade_cost(costs[0], validator_cost, e, costs[-1]),
+        "test_accuracy": test.accuracy(accepted),
+        "test_full_accuracy": test.full_accuracy,
+        "test_balanced_accuracy": test.balanced_accuracy(accepted),
+        "test_full_balanced_accuracy": test.full_balanced_accuracy,
+        "test_escalation_rate": float(1 - accepted.mean()),
+        "test_risk": test.risk(certificate.risk, accepted),
+    }
+
+
+def _models(plan: Plan) -> list[Any]:
+    return [stage.model.name for stage in plan.stages]
+
+
+def resample_task(artifact: Artifact, runs: int, report: Report) -> Resampled:
+    """The violation rate of the procedure on the task of a select artifact: see `lspm_ray.selection.resample`.
+
+    Raises:
+        CertificateError: the full model serves alone.
+    """
+    evidence = Evidence(artifact)
+    certificate = evidence.certificate
+    if certificate is None:
+        raise CertificateError("nothing was certified, so there is no procedure to repeat", field="--resample")
+    splits = [evidence.rows(certificate, split) for split in ("selection", "calibration", "test")]
+    return resample(
+        pool(splits),
+        (len(splits[0].labels), len(splits[1].labels)),
+        Validator.make(certificate.validator),
+        evidence.wanted(certificate),
+        certificate.risk,
+        last_is_full=tried_last(certificate) == FULL,
+        grid_size=certificate.grid_size,
+        runs=runs,
+        report=report,
+    )

@@ -1,0 +1,55 @@
+"""Repeating the procedure on rows whose truth is known."""
+
+import numpy as np
+import pytest
+
+from lspm_ray.selection.options import Rows
+from lspm_ray.selection.points import Wanted
+from lspm_ray.selection.resample import Resampled, pool, resample
+from lspm_ray.selection.select import SelectConfig
+from tests.selection.test_select import logits_for
+
+
+def pooled(n: int) -> Rows:
+    labels = np.random.default_rng(0).integers(2, size=n)
+    full = logits_for(labels, 0.97, False, 1)
+    return Rows(labels, logits_for(labels, 0.93, False, 2), full, full, [np.array([1])] * n)
+
+
+def repeat(wanted: Wanted, runs: int = 60) -> Resampled:
+    return resample(
+        pooled(1500),
+        (300, 700),
+        SelectConfig().make_validator(),
+        wanted,
+        "regret",
+        last_is_full=True,
+        grid_size=40,
+        runs=runs,
+        report=lambda _: None,
+    )
+
+
+def test_the_procedure_keeps_its_promise_and_a_broken_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = repeat(Wanted(0.02, (0.03,), 0.05, {}))
+    assert kept.ok and kept.issued == 1 and 0 < kept.escalation_rate < 1
+    assert kept.drawn.low <= kept.drawn.rate <= kept.drawn.high
+    assert kept.drawn.wrong >= kept.drawn.default_wrong
+    # A test that accepts whatever looks fine on the rows at hand is wrong about every other time.
+    monkeypatch.setattr("lspm_ray.selection.points.bdtr", lambda k, n, alpha: np.where(k <= n * alpha, 0.0, 1.0))
+    assert not repeat(Wanted(0.02, (), 0.05, {})).ok
+
+
+def test_the_same_rows_give_the_same_answer() -> None:
+    assert repeat(Wanted(0.02, (), 0.05, {}), 5) == repeat(Wanted(0.02, (), 0.05, {}), 5)
+
+
+def test_rounds_without_enough_rows_of_a_class_issue_nothing() -> None:
+    found = repeat(Wanted(0.02, (), 0.05, {0: 0.001}), 3)
+    assert (found.issued, found.escalation_rate, found.drawn.wrong) == (0.0, 1.0, 0)
+
+
+def test_splits_are_put_together_in_order() -> None:
+    both = pool([pooled(10), pooled(5)])
+    assert len(both.labels) == len(both.inputs) == 15
+    assert np.array_equal(both.first[10:], pooled(5).first)
