@@ -2,9 +2,9 @@
 
     python benchmarks/gears.py --run runs/demo --out gears.json
 
-Predicted: the queues are simulated with the times that the run's profile holds. Seen: an open load on the real endpoint,
+Predicted: the queues are simulated with the times of the run's profile. Seen: an open load on the real endpoint,
 texts of the test split at random times, medians over the rounds; at each rate the same number of seconds. Client and
-endpoint share the machine, which the model knows nothing of.
+endpoint share the machine, of which the model knows nothing.
 """
 
 import argparse
