@@ -350,3 +350,10 @@ def test_a_variant_for_gpus_needs_one_to_be_measured_on(raw):
     settings = Settings.parse(raw)
     with pytest.raises(ConfigError, match=r"compress\.variants\.fp8\.recipe\.0: .*runs on GPUs only"):
         check(settings, settings.stages)
+
+
+def test_what_the_promise_needs_is_said_before_anything_runs(raw):
+    raw["select"] = {"alpha": 0.02, "points": []}
+    settings = Settings.parse(raw)
+    found = next(line for line in check(settings, settings.stages) if line.startswith("select: "))
+    assert found.startswith("select: alpha = 0.02: 149 calibration rows (a corpus of 1,490) without a loss;")

@@ -56,7 +56,7 @@ def agreement(plan: Plan, certificate: Certificate) -> Iterator[Check]:
     yield compare("validator", certificate.validator, plan.validator)
     yield compare("temperature", certificate.temperature, stages[0].temperature)
     yield compare("threshold", default.threshold, stages[0].threshold)
-    for field in ("name", "digest"):
+    for field in ("name", "digest", "uri"):
         yield compare(f"first.{field}", getattr(certificate.first, field), getattr(stages[0].model, field))
         last = stages[-1].model if len(stages) > 1 else None
         yield compare(f"last.{field}", getattr(certificate.last, field, None), getattr(last, field, None))

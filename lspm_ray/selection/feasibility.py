@@ -12,7 +12,7 @@ from lspm_ray.selection.select import SelectConfig
 
 def rows_needed(alpha: float, delta: float, losses: int = 0) -> int:
     """The fewest calibration rows that certify `alpha` at `delta` when `losses` of them are losses."""
-    low, high = losses, max(1, minimum_rows(alpha, delta))
+    low, high = losses, max(losses + 1, minimum_rows(alpha, delta))
     while p_value(losses, high, alpha) > delta:
         low, high = high, 2 * high
     while high - low > 1:

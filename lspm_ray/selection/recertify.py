@@ -1,6 +1,7 @@
 """Certify a plan again on fresh labelled traffic: same models, same path of thresholds, new rows.
 
-The path and the temperature come from the selection split as before, so nothing that is certified was chosen with a
+The path and the temperature come from the selection split as before (where the first variant serves alone, the path is
+the one step that accepts everything; else it goes without that step). So nothing that is certified was chosen with a
 look at the new rows, and the guarantee is that of the first certificate. Certifying on the same rows again and again
 until the result pleases is not covered by it: every version is kept with its date, so that it can be seen.
 """
@@ -32,10 +33,10 @@ from lspm_ray.evaluation.outputs import OUTPUTS_STAGE, logits_array
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.models.directory import load_tokenizer
 from lspm_ray.progress import Report
-from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
-from lspm_ray.selection.points import PointSet, certify, tied_path
+from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan
+from lspm_ray.selection.points import PointSet, certify
 from lspm_ray.selection.select import STAGE, SelectConfig
-from lspm_ray.selection.verify import Evidence, expected_numbers, tried_last
+from lspm_ray.selection.verify import Evidence, expected_numbers, path_of, tried_last
 from lspm_ray.tasks import Task
 from lspm_ray.validators import Validator
 
@@ -234,13 +235,13 @@ def _issue(
     )
     selection, calibration = evidence.rows(old, "selection"), evidence.rows(new, "calibration")
     validator = Validator.make(old.validator)
-    path = tied_path([selection.scores(validator, old.temperature)], old.grid_size)
+    path = path_of(new, selection.scores(validator, old.temperature))
     scores = calibration.scores(validator, old.temperature)
     walked = calibration.walk(old.risk, scores, path, last_is_full=tried_last(new) == FULL)
     found = certify(walked, config.wanted(evidence.plan.labels), evidence.plan.labels)
     return new.model_copy(
         update={
-            **_points(found, old),
+            "points": _points(found),
             "multiplicity": found.multiplicity,
             "left_out": found.left_out,
             "calibration_rows": walked.rows,
@@ -248,21 +249,14 @@ def _issue(
     )
 
 
-def _points(found: PointSet, old: Certificate) -> dict[str, Any]:
-    point = found.default
-    if point is None:
+def _points(found: PointSet) -> list[OperatingPoint]:
+    if found.default is None:
         raise CertificateError(
             "no threshold keeps the promise on the fresh rows; the present certificate was left as it is",
             field="--labels",
             hint="Give a larger --alpha, or run the whole pipeline on newer data",
         )
-    if (point.threshold is None) != (old.last is None):
-        raise CertificateError(
-            "these rows would change which models the plan needs",
-            field="--labels",
-            hint="Run `lspm select` on a corpus that holds them",
-        )
-    return {"points": found.points}
+    return found.points
 
 
 def _plan(evidence: Evidence, certificate: Certificate) -> Plan:

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lspm_ray.artifact import Artifact, hardware, open_beside
 from lspm_ray.compression.recipe import FULL
@@ -101,6 +102,14 @@ def tried_last(certificate: Certificate) -> str:
         return certificate.last.name
     counted = certificate.fresh_outputs or certificate.outputs
     return next((name for name in counted if name not in (certificate.first.name, FULL)), FULL)
+
+
+def path_of(certificate: Certificate, selection_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The path that was walked: all of it when the plan was made, later only what needs no other models."""
+    path = tied_path([selection_scores], certificate.grid_size)
+    if certificate.fresh is None:
+        return path
+    return path[-1:] if certificate.last is None else path[:-1]
 
 
 def verify(artifact: Artifact) -> Verdict:
@@ -228,7 +237,7 @@ def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]
     validator = Validator.make(certificate.validator)
     temperature = fit_temperature(selection.first, selection.labels)
     yield compare("temperature, fitted again", temperature, certificate.temperature)
-    path = tied_path([selection.scores(validator, temperature)], certificate.grid_size)
+    path = path_of(certificate, selection.scores(validator, temperature))
     scores = calibration.scores(validator, temperature)
     walked = calibration.walk(certificate.risk, scores, path, last_is_full=tried_last(certificate) == FULL)
     yield compare("calibration rows", walked.rows, certificate.calibration_rows)

@@ -35,8 +35,8 @@ def test_the_procedure_keeps_its_promise_and_a_broken_one_is_told(monkeypatch: p
     assert kept.ok and kept.issued == 1 and 0 < kept.escalation_rate < 1
     assert kept.drawn.low <= kept.drawn.rate <= kept.drawn.high
     assert kept.drawn.wrong >= kept.drawn.default_wrong
-    # A test that accepts whatever looks fine on the rows at hand is wrong about every other time.
-    monkeypatch.setattr("lspm_ray.selection.points.bdtr", lambda k, n, alpha: np.where(k <= n * alpha, 0.0, 1.0))
+    # A test that lets pass what is a little above alpha on the rows at hand.
+    monkeypatch.setattr("lspm_ray.selection.points.bdtr", lambda k, n, alpha: np.where(k <= 1.3 * n * alpha, 0.0, 1.0))
     assert not repeat(Wanted(0.02, (), 0.05, {})).ok
 
 
