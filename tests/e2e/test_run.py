@@ -103,7 +103,8 @@ KILLS = {
     "outputs": ".partial/outputs-*",
     "profile": ".partial/profile-*",
     "select": "profile-*/manifest.json",
-    "report": "select-*/manifest.json",
+    "gears": "select-*/manifest.json",
+    "report": "gears-*/manifest.json",
 }
 """Stage -> the file that shows that it has begun."""
 
