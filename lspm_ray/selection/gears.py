@@ -26,6 +26,8 @@ from lspm_ray.selection.select import read_plan
 
 STAGE = "gears"
 GEARS_FILE = "gears.json"
+_CALLS = 2
+"""Under way for each replica at the endpoint, so that it need not wait for the next one to travel."""
 _NO_LOAD = 1e-3
 """Requests per second of which none ever meets another."""
 
@@ -412,6 +414,7 @@ class _Measured:
                         reach=reach,
                         delay_s=config.hop_ms / 1e3,
                         threads=speed.threads,
+                        calls=_CALLS,
                     )
                 )
         return stations

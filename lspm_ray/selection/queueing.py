@@ -53,6 +53,8 @@ class Station:
         reach: share of all requests that come here.
         delay_s: on the way here, which keeps nobody else waiting.
         threads: CPUs that one server keeps busy.
+        calls: batches that may be under way for each server. Beyond one they wait there, and take in nobody who comes
+            later: latencies rise, and nobody waits for the next call to travel.
     """
 
     seconds: Floats
@@ -62,6 +64,7 @@ class Station:
     reach: float = 1.0
     delay_s: float = 0.0
     threads: int = 1
+    calls: int = 1
 
     @property
     def capacity(self) -> float:
@@ -139,26 +142,29 @@ def simulate(stations: Sequence[Station], rate: float, draws: Draws) -> Seen:
 def _pass(station: Station, at: Floats, factors: Floats) -> tuple[Floats, float]:
     """When each row is done [rows], and the seconds that all servers worked."""
     if station.shared or station.servers == 1:
-        return _serve(at, station.servers, station.seconds, factors)
+        return _serve(at, station.servers, station, factors)
     done, worked_s = np.empty_like(at), 0.0
     for server in range(station.servers):
         own = slice(server, None, station.servers)
-        done[own], seconds = _serve(at[own], 1, station.seconds, factors[own])
+        done[own], seconds = _serve(at[own], 1, station, factors[own])
         worked_s += seconds
     return done, worked_s
 
 
-def _serve(at: Floats, servers: int, seconds: Floats, factors: Floats) -> tuple[Floats, float]:
-    arrivals, times, most = at.tolist(), seconds.tolist(), len(seconds)
+def _serve(at: Floats, servers: int, station: Station, factors: Floats) -> tuple[Floats, float]:
+    arrivals, times, most = at.tolist(), station.seconds.tolist(), len(station.seconds)
     sums = np.concatenate([[0.0], np.cumsum(factors)]).tolist()
-    free, done, worked_s = [0.0] * servers, np.empty(len(at)), 0.0
+    places, free = [0.0] * (servers * station.calls), [0.0] * servers
+    done, worked_s = np.empty(len(at)), 0.0
     begin = 0
     while begin < len(arrivals):
-        start = max(free[0], arrivals[begin])
-        end = bisect_right(arrivals, start, begin, min(begin + most, len(arrivals)))
+        formed = max(places[0], arrivals[begin])
+        end = bisect_right(arrivals, formed, begin, min(begin + most, len(arrivals)))
+        start = max(formed, free[0])
         rows = end - begin
         took = times[rows - 1] * (sums[end] - sums[begin]) / rows
         heapreplace(free, start + took)
+        heapreplace(places, start + took)
         done[begin:end] = start + took
         worked_s += took
         begin = end

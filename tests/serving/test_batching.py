@@ -178,7 +178,9 @@ def test_the_wait_is_estimated_from_what_rows_took_lately() -> None:
         batcher = Batcher[int, list[int]](compute, max_rows=2, max_waiting=4)
         assert batcher.wait_s() == 0.0
         await batcher.submit([1, 2])
-        waiting = [asyncio.create_task(batcher.submit([n, n])) for n in range(3)]
+        waiting = [asyncio.create_task(batcher.submit([0, 0]))]
+        await settle()
+        waiting += [asyncio.create_task(batcher.submit([n, n])) for n in (1, 2)]
         await settle()
         assert batcher.waiting_rows == 4
         assert batcher.wait_s() == pytest.approx(0.4)
