@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.serving import find_plan, held_out_texts, measure_server
+from benchmarks.serving import find_plan, held_out_texts, measure_server, read_texts
 from lspm_ray.artifact import Artifact, ArtifactStore, hardware, open_artifact
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.selection.gears import GearsConfig, predict
@@ -67,7 +67,10 @@ def predicted(uri: str, plan: Plan, rates: list[float], threads: int, requests: 
 
 def seen(options: argparse.Namespace) -> list[dict[float, dict[str, Any]]]:
     """For each round: rate -> what the client saw; under 0 the closed load."""
-    texts = held_out_texts(options.plan, options.max_texts)
+    if options.texts:
+        texts = read_texts(options.texts, options.column, options.max_texts)
+    else:
+        texts = held_out_texts(options.plan, options.max_texts)
     rounds = []
     for number in range(options.rounds):
         print(f"round {number + 1}/{options.rounds}", file=sys.stderr, flush=True)
@@ -147,6 +150,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--warmup", type=float, default=5.0)
     parser.add_argument("--requests", type=int, default=50_000, help="simulated for each rate")
+    parser.add_argument("--texts", help="as for benchmarks/serving.py; default: the run's test split")
+    parser.add_argument("--column", default="text", help="column with the text")
     parser.add_argument("--max-texts", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPUs to use")
     parser.add_argument("--logs", default="build/benchmark-gears")
