@@ -13,6 +13,7 @@ from lspm_ray.selection.gears import (
     GearsConfig,
     GearTable,
     gear_table,
+    predict,
     prerouting_ceiling,
 )
 from lspm_ray.selection.plan import ModelRef, OperatingPoint, Plan, PlanStage
@@ -186,6 +187,16 @@ def test_every_gear_keeps_the_latency_and_equal_settings_give_equal_tables() -> 
 def test_only_certified_points_from_the_default_on_are_used() -> None:
     alphas = {gear.alpha for gear in gears(made(rates=[1, 100, 400, 700, 900], slo_ms=300)) if gear}
     assert alphas <= {0.01, 0.02, None}
+
+
+def test_a_given_way_to_serve_is_the_default_point_s() -> None:
+    config = GearsConfig(requests=2000).as_served(2.0, 1)
+    gear, expected = predict(config, profile(), plan(), 50, ingress_replicas=1, replicas={"full": 2}, max_batch_size=8)
+    assert (gear.alpha, gear.escalation_rate, gear.cpus) == (0.01, 0.3, 3)
+    one = predict(config, profile(), plan(), 50, ingress_replicas=1, replicas={"full": 1}, max_batch_size=8)[1]
+    assert expected.p99_ms <= one.p99_ms
+    table = made(rates=[1])
+    assert table.prerouting_saves_at_most == pytest.approx(prerouting_ceiling(1 / 50_000, 0.0002, 0.3, 1 / 110))
 
 
 def test_routing_past_a_cheap_first_model_saves_next_to_nothing() -> None:
