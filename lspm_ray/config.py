@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lspm_ray.errors import ConfigError
 
 T = TypeVar("T", bound="Config")
+_BULLET = "  - "
 
 
 class Config(BaseModel):
@@ -124,10 +125,37 @@ def _index(node: list[Any], key: str, path: str) -> int:
 
 def describe(error: ValidationError, cls: type[BaseModel]) -> str:
     """One line per problem: dotted path, what is wrong, the value, and valid names for unknown keys."""
-    problems = error.errors(include_url=False)
-    lines = [_problem(problem, cls) for problem in problems]
+    lines = [line for problem in error.errors(include_url=False) for line in _lines(problem, cls)]
     head = "1 problem in the configuration" if len(lines) == 1 else f"{len(lines)} problems in the configuration"
-    return "\n".join([f"{head}:", *(f"  - {line}" for line in lines)])
+    return "\n".join([f"{head}:", *(f"{_BULLET}{line}" for line in lines)])
+
+
+def _lines(problem: Any, cls: type[BaseModel]) -> list[str]:
+    """A line, or as many as the section of a plugin in this place has problems, which were described before."""
+    head, _, rest = problem["msg"].removeprefix("Value error, ").partition("\n")
+    if not head.endswith("in the configuration:"):
+        return [_problem(problem, cls)]
+    return [_below(".".join(map(str, problem["loc"])), line) for line in _listed(rest)]
+
+
+def placed(error: ConfigError, place: str) -> ValueError:
+    """What a validator raises for a mistake that it found in a part of what it was given.
+
+    Args:
+        error: the mistake, or several that were described together.
+        place: name or number of the part.
+    """
+    head, _, rest = str(error).partition("\n")
+    lines = _listed(rest) if rest else [head]
+    return ValueError("\n".join(["in the configuration:", *(f"{_BULLET}{_below(place, line)}" for line in lines)]))
+
+
+def _listed(text: str) -> list[str]:
+    return text.removeprefix(_BULLET).split(f"\n{_BULLET}")
+
+
+def _below(place: str, line: str) -> str:
+    return f"{place}.{line}" if place else line
 
 
 def _problem(problem: Any, cls: type[BaseModel]) -> str:
@@ -136,13 +164,13 @@ def _problem(problem: Any, cls: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         valid = sorted(_fields_at(cls, location[:-1]))
         close = difflib.get_close_matches(location[-1], valid, n=1)
-        guess = f"; did you mean `{close[0]}`?" if close else ""
-        return f"{path}: unknown key{guess} Valid keys: {', '.join(valid)}" if valid else f"{path}: unknown key"
+        guess = f"; did you mean `{close[0]}`? Valid keys: " if close else "; valid keys: "
+        return f"{path}: unknown key{guess}{', '.join(valid)}" if valid else f"{path}: unknown key"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{path}: required, but not given"
     value = problem.get("input")
-    shown = "" if isinstance(value, dict) else f" (got {value!r:.200})"
+    shown = "" if isinstance(value, dict) or "(got " in message else f" (got {value!r:.200})"
     return f"{path}: {message}{shown}"
 
 

@@ -161,6 +161,9 @@ class Pipeline:
         """The corpus: cleaned, split, tokenised."""
         data = prepare(self.chosen.labelled, self.task, self.model_tokenizer, self.store, self.report)
         check_feasible(self.chosen.select, class_counts(data, "calibration"), labels(data))
+        for variant in self.chosen.compress.variants.values():
+            for method in variant.methods():
+                method.check_data(data)
         return data
 
     @cached_property
@@ -225,9 +228,8 @@ class Pipeline:
     def report_page(self) -> Artifact:
         """report.html and report.json."""
         made = self.gain if "gain" in self.settings.stages else None
-        return build_report(
-            self.prepare, self.finetune, self.profile, self.outputs, self.select, self.store, made, self.gears
-        )
+        found = (self.prepare, self.finetune, self.profile, self.outputs, self.select)
+        return build_report(*found, self.store, self.chosen.report, made, self.gears)
 
     def stage(self, name: str) -> Any:
         """The result of a stage by its name."""

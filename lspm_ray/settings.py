@@ -19,6 +19,7 @@ from lspm_ray.documents.tokenizer_config import TokenizerConfig
 from lspm_ray.errors import ConfigError
 from lspm_ray.models.source import ModelConfig
 from lspm_ray.profiling.profile import ProfileConfig
+from lspm_ray.report.config import ReportConfig
 from lspm_ray.selection.gears import GearsConfig
 from lspm_ray.selection.select import SelectConfig
 from lspm_ray.serving.config import OfflineConfig, ServeConfig
@@ -57,6 +58,7 @@ class Settings(Config):
     profile: ProfileConfig = ProfileConfig()
     select: SelectConfig = SelectConfig()
     gears: GearsConfig = GearsConfig()
+    report: ReportConfig = ReportConfig()
     serve: ServeConfig = ServeConfig()
     predict: OfflineConfig = OfflineConfig()
     cluster: ClusterConfig = ClusterConfig()

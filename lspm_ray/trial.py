@@ -19,7 +19,7 @@ from lspm_ray.config import Config, digest_of
 from lspm_ray.corpus.execute import run_serially
 from lspm_ray.corpus.shards import labels
 from lspm_ray.evaluation.outputs import InferHere, outputs, read_outputs
-from lspm_ray.profiling.profile import examples_of, measure
+from lspm_ray.profiling.profile import examples_of, measure_models
 from lspm_ray.profiling.table import Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.options import Option, choose
@@ -239,7 +239,7 @@ class _Work:
         config = self.settings.profile.as_served(served.threads, served.gpus)
         examples, encode_s = examples_of(config, self.task, models[FULL], self.data)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        speeds, _ = measure(config, models, examples, self.report, here)
+        speeds, _ = measure_models(config, models, examples, self.report, here)
         seconds = {name: 1 / speed.best_rows_per_s + encode_s for name, speed in speeds.items()}
         return {
             name: Measured(name, speed, seconds[name], seconds[name] / seconds[FULL]) for name, speed in speeds.items()

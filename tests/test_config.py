@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import field_validator
 
-from lspm_ray.config import Config, digest_of, load
+from lspm_ray.config import Config, digest_of, load, placed
 from lspm_ray.errors import ConfigError
 
 
@@ -65,6 +66,28 @@ def test_all_problems_are_listed_at_once(tmp_path):
     assert "inner.rat: unknown key; did you mean `rate`? Valid keys: names, rate" in text
     assert "nonsense: unknown key" in text and "count, inner, items" in text
     assert "count:" in text and "'many'" in text
+
+
+class Steps(Config):
+    steps: list[int]
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _parsed(cls, value):
+        for number, step in enumerate(value):
+            try:
+                Inner.parse(step)
+            except ConfigError as error:
+                raise placed(error, str(number)) from None
+        return [0]
+
+
+def test_problems_of_a_plugin_are_listed_with_their_whole_path(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        Steps.parse({"steps": [{"rate": 0.5}, {"rat": 1, "rate": "high"}]})
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 problems in the configuration:"
+    assert {line.split(":")[0] for line in lines[1:]} == {"  - steps.1.rat", "  - steps.1.rate"}
 
 
 def test_unknown_key_inside_a_mapping_of_sections(tmp_path):

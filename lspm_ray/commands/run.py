@@ -19,7 +19,7 @@ from lspm_ray.selection.gears import read_gears
 from lspm_ray.settings import Settings
 from lspm_ray.sweep import NoWinnerError, read_sweep
 
-_WORK = {"compress": ["variant", "teach", "unlabelled", "documents"], "tune": ["sweep"]}
+_WORK = {"compress": ["variant", "teach", "unlabelled", "augment", "documents"], "tune": ["sweep"]}
 """Stages whose unfinished work is kept under other names."""
 _NEEDS = {name: name for name in ("documents", "tokenizer", "pretrain", "tune")} | {"blocks": "tokenizer"}
 """Section that a stage needs, where it is not `data`."""

@@ -7,16 +7,22 @@ from itertools import groupby
 from typing import Any
 
 from lspm_ray.commands.console import table
+from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
 from lspm_ray.evaluation.metrics import Estimate
 from lspm_ray.pipeline import Pipeline
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.report.build import PAGE_FILE
+from lspm_ray.report.markup import plain
+from lspm_ray.selection.break_even import BreakEven, slower
 from lspm_ray.selection.gears import GearTable, Shift
 from lspm_ray.selection.plan import Certificate, Plan
-from lspm_ray.selection.select import read_plan
+from lspm_ray.selection.select import read_break_even, read_forgetting, read_plan
 from lspm_ray.sweep import read_sweep
 from lspm_ray.tuning.view import shown
+
+MOST_CLASSES = 3
+"""Forgotten classes that are named of each variant."""
 
 
 def print_decision(pipeline: Pipeline) -> None:
@@ -30,6 +36,25 @@ def print_decision(pipeline: Pipeline) -> None:
     print(describe(plan, certificate))
     for name, reason in plan.reasons.items():
         print(f"  not {name}: {reason}")
+    for line in shortcomings(read_break_even(pipeline.select), read_forgetting(pipeline.select)):
+        print(line)
+
+
+def shortcomings(pays: Sequence[BreakEven], forgetting: Forgetting) -> list[str]:
+    """What speaks against variants whatever is served, in a line each: slower than full, classes forgotten."""
+    sizes = [f"{name} at batch size {', '.join(map(str, at))}" for name, at in slower(pays).items()]
+    lost = {name: [c for c in changes if c.verdict == "forgotten"] for name, changes in forgetting.alone.items()}
+    classes = [f"{name} ({_named(changes)})" for name, changes in lost.items() if changes]
+    return [
+        *([f"slower than full: {'; '.join(sizes)}"] if sizes else []),
+        *([f"classes forgotten when alone: {'; '.join(classes)}"] if classes else []),
+    ]
+
+
+def _named(changes: Sequence[ClassChange]) -> str:
+    worst = sorted(changes, key=lambda change: -change.drop)
+    named = [f"{plain(change.label)} by {100 * change.drop:.1f} points" for change in worst[:MOST_CLASSES]]
+    return ", ".join(named) + (f" and {len(worst) - MOST_CLASSES} more" if len(worst) > MOST_CLASSES else "")
 
 
 def print_gears(found: GearTable) -> None:

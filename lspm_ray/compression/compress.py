@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, open_artifact
 from lspm_ray.cluster import node_cpus, totals, turn_on_cluster
+from lspm_ray.compression.augment import AugmentConfig, augmented_rows
 from lspm_ray.compression.effect import effect_of, effects_of, reference
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.compression.recipe import FULL, VariantConfig, waves
@@ -42,11 +43,13 @@ class CompressConfig(Config):
         variants: name -> recipe.
         workers: train the students data-parallel on these workers; None trains each in the one task that makes it.
         unlabelled: texts that students learn from as well, with the full model's outputs in place of labels.
+        augment: altered copies of the training rows that students learn from as well, in the same way.
     """
 
     variants: dict[str, VariantConfig] = Field(default_factory=dict)
     workers: WorkersConfig | None = None
     unlabelled: UnlabelledConfig | None = None
+    augment: AugmentConfig | None = None
 
     @field_validator("variants")
     @classmethod
@@ -58,7 +61,8 @@ class CompressConfig(Config):
 
     @model_validator(mode="after")
     def _unlabelled_is_learnt_from(self) -> CompressConfig:
-        if self.unlabelled is None:
+        given = [name for name in ("unlabelled", "augment") if getattr(self, name) is not None]
+        if not given:
             return self
         learning = [
             (f"variants.{name}.recipe.{number}", method.distillation)
@@ -67,7 +71,7 @@ class CompressConfig(Config):
             if method.learns_unlabelled
         ]
         if not learning:
-            raise ValueError("unlabelled: no recipe has a method that learns from texts without labels")
+            raise ValueError(f"{given[0]}: no recipe has a method that learns from texts without labels")
         for where, distill in learning:
             if distill is not None and not distill.weight and not distill.matches:
                 raise ValueError(
@@ -127,8 +131,8 @@ def compress(
         method.check_data(data)
     taught = _teach(full, data, store, report, here) if any(m.needs_teacher for m in methods) else None
     mixed = taught
-    if taught is not None and config.unlabelled is not None and any(m.learns_unlabelled for m in methods):
-        mixed = _mixed(config.unlabelled, task, full, data, taught, store, report, here)
+    if taught is not None and any(m.learns_unlabelled for m in methods):
+        mixed = _mixed(config, task, full, data, taught, store, report, here)
     made: dict[int, Artifact] = {}
     for wave in waves(config.variants):
         steps = []
@@ -189,7 +193,7 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
         threads = _threads()
         missing = [step.model_copy(update={"threads": threads}) for step in missing]
         # A step that trains on workers of its own only waits for them: reserving CPUs for it could starve them.
-        cpus = [0 if step.workers else step.threads for step in missing]
+        cpus = [0 if step.workers and step.teacher else step.threads for step in missing]
         gpus = 1 if totals()["GPU"] >= 1 else 0
         with channel(report) as remote:
             # One process per step: ONNX export and torch leave memory and thread settings behind.
@@ -261,7 +265,7 @@ def _teach(
 
 
 def _mixed(
-    config: UnlabelledConfig,
+    config: CompressConfig,
     task: Task,
     full: Artifact,
     data: Artifact,
@@ -270,10 +274,19 @@ def _mixed(
     report: Report,
     here: int | None,
 ) -> Artifact:
-    """The training rows and the unlabelled ones, with the teacher's outputs."""
+    """The training rows, and those without labels if there are any, with the teacher's outputs."""
     execute = None if here is None else run_serially
-    more = unlabelled_rows(config, task, full, data, store, report, execute)
-    return mix(taught, _teach(full, more, store, report, here, more.manifest.summary["rows"]), store, report)
+    more = {}
+    if config.unlabelled is not None:
+        more["unlabelled"] = unlabelled_rows(config.unlabelled, task, full, data, store, report, execute)
+    if config.augment is not None:
+        more["augment"] = augmented_rows(config.augment, full, data, store, report, execute)
+    if not more:
+        return taught
+    answered = {
+        kind: _teach(full, rows, store, report, here, rows.manifest.summary["rows"]) for kind, rows in more.items()
+    }
+    return mix({"labelled": taught, **answered}, store, report)
 
 
 def _make(raw: dict[str, Any], report: Report) -> None:

@@ -18,6 +18,7 @@ from lspm_ray.config import Config
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.evaluation.outputs import logits_array
 from lspm_ray.inference.predictor import load_predictor
+from lspm_ray.models.sparse import SPARSE_FILE
 from lspm_ray.tasks import Encoded
 from lspm_ray.training.loop import validation_metrics
 
@@ -25,6 +26,8 @@ REFERENCE_STAGE = "reference"
 MOST_ROWS = 1000
 """Validation rows that a step is measured on: a few seconds of a small model, half a minute of a large one."""
 _LOGITS_FILE = "logits.parquet"
+_LOOKUP = ".rows"
+"""Of trimmed embeddings: where the vector of a token stands, which is no weight."""
 
 
 class StepEffect(Config):
@@ -98,13 +101,21 @@ def effects_of(artifact: Artifact, full: Artifact) -> list[StepEffect]:
 
 
 def parameters(directory: Path) -> int:
-    """Numbers in the safetensors files of a model directory; 0 if it has none. Only their headers are read."""
+    """Weights in the safetensors files of a model directory, zeros included; 0 if it has none.
+
+    Only headers are read, and of weights that are stored sparse how large they are.
+    """
     from safetensors import safe_open
 
     total = 0
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, framework="np") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            for name in tensors.keys():  # noqa: SIM118
+                part = name.partition("/")[0] if file.name == SPARSE_FILE else ""
+                if part == "shape":
+                    total += math.prod(tensors.get_tensor(name).tolist())
+                elif part in ("", "dense") and not name.endswith(_LOOKUP):
+                    total += math.prod(tensors.get_slice(name).get_shape())
     return total
 
 

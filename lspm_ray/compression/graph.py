@@ -41,10 +41,11 @@ def save(model: Any, file: Path) -> None:
     """Write a graph; the weights of a large one go to `DATA_FILE` beside it."""
     import onnx
 
+    # What was there before: onnx would append to it, or nobody would read it.
+    (file.parent / DATA_FILE).unlink(missing_ok=True)
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < MAX_FILE_BYTES:
         onnx.save(model, str(file))
         return
-    (file.parent / DATA_FILE).unlink(missing_ok=True)  # onnx would append to it
     onnx.save(model, str(file), save_as_external_data=True, location=DATA_FILE, size_threshold=1024)
 
 

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from lspm_ray.compression.method import Method
 from lspm_ray.compression.presets import expand
-from lspm_ray.config import Config
+from lspm_ray.config import Config, placed
 from lspm_ray.errors import ConfigError, ModelError, UserError
 from lspm_ray.models.shape import Shape
 
@@ -30,9 +30,10 @@ class VariantConfig(Config):
         if not isinstance(value, str | list):
             raise ValueError("a recipe is the name of a preset or a list of methods")
         try:
-            methods = [Method.make(step) for step in (expand(value) if isinstance(value, str) else value)]
+            steps = expand(value) if isinstance(value, str) else value
         except ConfigError as error:
             raise ValueError(str(error)) from None
+        methods = [_made(step, number) for number, step in enumerate(steps)]
         for method in methods[:-1]:
             if method.final:
                 raise ValueError(f"`{method.name}` must be the last step: its result cannot be changed any further")
@@ -41,6 +42,13 @@ class VariantConfig(Config):
     def methods(self) -> list[Method]:
         """The steps as plugins."""
         return [Method.make(step) for step in self.recipe]
+
+
+def _made(step: Any, number: int) -> Method:
+    try:
+        return Method.make(step)
+    except ConfigError as error:
+        raise placed(error, str(number)) from None
 
 
 def check_recipes(variants: dict[str, VariantConfig], shape: Shape, *, gpu: bool = True) -> None:

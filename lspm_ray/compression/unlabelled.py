@@ -8,7 +8,7 @@ had seen them would be certified on rows that are unlike the traffic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -178,29 +178,29 @@ class Tokenise:
         with fs.open_input_file(path) as source:
             texts = pq.read_table(source, columns=["text"])["text"].to_pylist()[: item["rows"]]
         encoded = self.task.encode([normalize(text, self.most) for text in texts], load_tokenizer(self.model.local()))
-        table = pa.table(
-            {
-                "input_ids": pa.array([row.astype(np.int32) for row in encoded], pa.list_(pa.int32())),
-                "label": pa.array(np.full(len(encoded), NO_LABEL)),
-            }
-        )
-        _write(table, join(self.target, f"train/part-{item['number']:05d}.parquet"))
+        ids = pa.array([row.astype(np.int32) for row in encoded], pa.list_(pa.int32()))
+        write_rows(ids, join(self.target, f"train/part-{item['number']:05d}.parquet"))
         return {"rows": len(encoded)}
 
 
-def mix(labelled: Artifact, unlabelled: Artifact, store: ArtifactStore, report: Report) -> Artifact:
-    """Rows with the teacher's logits of both kinds, spread evenly, so that any part of the files holds both.
+def write_rows(input_ids: pa.Array, uri: str) -> None:
+    """Write rows of token ids that have no label."""
+    labels = pa.array(np.full(len(input_ids), NO_LABEL))
+    _write(pa.table({"input_ids": input_ids, "label": labels}), uri)
+
+
+def mix(taught: Mapping[str, Artifact], store: ArtifactStore, report: Report) -> Artifact:
+    """Rows with the teacher's logits of several kinds, spread evenly, so that any part of the files holds all kinds.
 
     Args:
-        labelled: what `teach` made of the training split.
-        unlabelled: what it made of `unlabelled_rows`.
+        taught: kind -> what `teach` made of the training split, of `unlabelled_rows`, ...
         store: where the artifact goes.
         report: progress.
 
     Returns:
-        An artifact like both; `rows` of its summary says how many there are.
+        An artifact like these; `rows` of its summary says how many there are.
     """
-    sources = (labelled, unlabelled)
+    sources = list(taught.values())
     columns = [*TRAIN_COLUMNS, TEACHER_COLUMN]
 
     def build(draft: Draft) -> None:
@@ -216,10 +216,10 @@ def mix(labelled: Artifact, unlabelled: Artifact, store: ArtifactStore, report: 
             table = pa.concat_tables([part for part in parts if part.num_rows])
             order = np.random.default_rng(number).permutation(table.num_rows)
             _write(table.take(order), join(draft.uri, f"train/part-{number:05d}.parquet"))
-            report(f"unlabelled: {number + 1} of {files} files mixed")
+            report(f"teacher's outputs: {number + 1} of {files} files mixed")
         draft.summary["rows"] = sum(rows)
 
-    return store.make(MIX_STAGE, {}, {"labelled": labelled.digest, "unlabelled": unlabelled.digest}, build)
+    return store.make(MIX_STAGE, {}, {kind: artifact.digest for kind, artifact in taught.items()}, build)
 
 
 class _Stream:

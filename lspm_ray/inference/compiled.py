@@ -9,6 +9,7 @@ import stat
 import sys
 import sysconfig
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class CompiledPredictor(TorchPredictor):
         check_compiler(model.device.type)
         os.environ[_CACHE_VARIABLE] = str(_cache())
         self._loading = True
+        self._turn = threading.Lock()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about itself
             self._compile(threads)
@@ -93,7 +95,7 @@ class CompiledPredictor(TorchPredictor):
         import torch
 
         stance = "default" if self._loading else self.stance
-        with torch.compiler.set_stance(stance):
+        with self._turn, torch.compiler.set_stance(stance):  # a stance is that of all threads
             return self._compiled(input_ids=ids, attention_mask=mask).logits
 
 

@@ -91,11 +91,12 @@ def freeze(model: PreTrainedModel, count: int) -> None:
         part.requires_grad_(requires_grad=False)
 
 
-def check_linears(model_type: str) -> None:
+def check_linears(model_type: str, inside: str = "") -> None:
     """Refuse a model whose transformer layers, or the linear layers in them, are not known.
 
     Args:
         model_type: family, as transformers calls it.
+        inside: family of the model inside a wrapper.
 
     Raises:
         ModelError: lists the families whose are.
@@ -104,6 +105,8 @@ def check_linears(model_type: str) -> None:
 
     # GPT-2 has no linear layers: it calls them convolutions, and their matrices stand the other way round.
     known = sorted({*STACKS, *FAMILIES, PrunedConfig.model_type} - {"gpt2"})
+    if model_type == PrunedConfig.model_type and inside:
+        model_type, known = inside, sorted(FAMILIES)
     if model_type not in known:
         raise ModelError(
             "the linear layers of this model family cannot be told apart",

@@ -103,8 +103,21 @@ def check(directory: Path, name: str) -> dict[str, Any]:
             value=name,
             hint="Convert the model with save_pretrained() first",
         )
+    _check_shards(directory, name)
     _check_tokenizer(directory, name, "model.name")
     return config
+
+
+def _check_shards(directory: Path, name: str) -> None:
+    """Refuse an index that names weights elsewhere: they would be loaded from there, and no digest would cover them."""
+    for index in directory.glob("*.safetensors.index.json"):
+        weights = _read_json(index, name, "model.name").get("weight_map")
+        if not isinstance(weights, dict):
+            raise ModelError(f"{index.name} has no weight_map", field="model.name", value=name)
+        there = {file.name for file in directory.glob("*.safetensors")}
+        for file in sorted(set(map(str, weights.values())) - there):
+            problem = f"{index.name} names weights that are not in the directory: {file[:200]}"
+            raise ModelError(problem, field="model.name", value=name)
 
 
 def read_config(directory: Path, name: str | None = None) -> dict[str, Any]:

@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lspm_ray.artifact import hardware, open_artifact
-from lspm_ray.inference.predictor import Runtime, load_predictor
+from lspm_ray.artifact import Artifact, hardware, open_artifact
+from lspm_ray.evaluation.calibration import softmax
+from lspm_ray.inference.predictor import Predictor, Runtime, load_predictor
+from lspm_ray.models.directory import read_variant
+from lspm_ray.profiling.table import Company
 from lspm_ray.tasks import Encoded
 
 _WARM_UP_ROWS = 4
+_COMPANY_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to measure.
+
+    Attributes:
+        load: makes it, in the process that measures it.
+        size_mb: of the files it needs.
+    """
+
+    load: Callable[[], Predictor]
+    size_mb: float
+
+    @classmethod
+    def of(cls, model: Artifact, threads: int, gpu: bool) -> Candidate:
+        """A model artifact, as a replica with so many CPU threads, or a GPU, would load it."""
+        directory = model.local()
+        return cls(partial(_load, model.uri, threads, gpu), size_mb(directory, read_variant(directory).runtime))
+
+
+def _load(uri: str, threads: int, gpu: bool) -> Predictor:
+    return load_predictor(open_artifact(uri).local(), threads, gpu)
 
 
 class Bench:
     """One loaded model and the clock. Runs as a Ray actor: one process per variant, as a served replica is.
 
     Args:
-        uri: model artifact.
-        threads: CPU threads it may use.
-        gpu: whether it runs on the GPU.
+        load: makes the model.
         examples: token ids to measure with, a random sample of real rows.
         cell_s: time spent on one measurement.
     """
 
-    def __init__(self, uri: str, threads: int, gpu: bool, examples: Sequence[Encoded], cell_s: float) -> None:
-        directory = open_artifact(uri).local()
+    def __init__(self, load: Callable[[], Predictor], examples: Sequence[Encoded], cell_s: float) -> None:
         started = time.perf_counter()
-        self._predictor = load_predictor(directory, threads, gpu)
+        self._predictor = load()
         self._predictor.predict(examples[:1])
         self.load_s = time.perf_counter() - started
         self._examples = list(examples)
@@ -64,6 +90,23 @@ class Bench:
             self._predictor.predict(self._take(batch_size))
             done += batch_size
         return done / (time.perf_counter() - start)
+
+    def company(self, batch_size: int) -> Company | None:
+        """Rows alone against the same rows in batches of `batch_size`; None where the predictor never joins rows."""
+        if not self._predictor.joins_rows:
+            return None
+        rows = self._examples[:_COMPANY_ROWS]
+        alone = softmax(np.concatenate([self._predictor.predict([row]) for row in rows]))
+        order = np.random.default_rng(0).permutation(len(rows))
+        joined = np.empty_like(alone)
+        for start in range(0, len(rows), batch_size):
+            part = order[start : start + batch_size]
+            joined[part] = softmax(self._predictor.predict([rows[row] for row in part]))
+        return Company(
+            rows=len(rows),
+            changed=int((alone.argmax(axis=1) != joined.argmax(axis=1)).sum()),
+            largest=float(np.abs(alone - joined).max()),
+        )
 
     def peak_memory_mb(self) -> float:
         """Largest resident size of this process so far."""

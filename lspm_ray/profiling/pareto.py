@@ -27,6 +27,8 @@ class Constraints(Config):
     max_recall_drop: NonNegativeFloat | None = 0.05
     """Largest recall that any class may lose against the full model, as a fraction, however good the average is.
     Exceeded only where the rows prove it: see docs/decisions/forgetting-gate.md."""
+    max_changed: NonNegativeFloat | None = 0.01
+    """Largest share of answers that may depend on their batch; see docs/decisions/one-row-per-run.md."""
     max_p99_ms: PositiveFloat | None = None
     max_memory_mb: PositiveFloat | None = None
 
@@ -63,6 +65,7 @@ def violations(
     accuracy_drop: float,
     p99_ms: float,
     memory_mb: float,
+    changed: float = 0.0,
     changes: Sequence[ClassChange] = (),
 ) -> list[str]:
     """Plain-English reasons why a variant may not be deployed; empty when it keeps every limit.
@@ -72,6 +75,7 @@ def violations(
         accuracy_drop: accuracy of the full model minus that of the variant, as a fraction.
         p99_ms: 99th percentile of its latency, in milliseconds.
         memory_mb: its peak memory, in megabytes.
+        changed: share of rows that it answers otherwise in other company.
         changes: of its classes, judged against `max_recall_drop`.
     """
     reasons = []
@@ -84,6 +88,11 @@ def violations(
         reasons.append(f"p99 latency is {p99_ms:.4g} ms, {p99:g} ms are allowed")
     if memory is not None and memory_mb > memory:
         reasons.append(f"peak memory is {memory_mb:.4g} MB, {memory:g} MB are allowed")
+    company = constraints.max_changed
+    if company is not None and changed > company:
+        reasons.append(
+            f"{100 * changed:.3g} % of its answers change with the rows they are computed with, {100 * company:g} % may"
+        )
     return reasons + _forgotten(changes, constraints.max_recall_drop)
 
 

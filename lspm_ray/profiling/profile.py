@@ -14,6 +14,7 @@ from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
 from lspm_ray.cluster import node_cpus, totals
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
+from lspm_ray.compression.sensitivity import read_sensitivity
 from lspm_ray.config import Config
 from lspm_ray.corpus.shards import class_counts, labels, read_split
 from lspm_ray.errors import ResourceError
@@ -21,7 +22,7 @@ from lspm_ray.evaluation.metrics import Comparison, compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, outputs, read_outputs
 from lspm_ray.models.directory import load_tokenizer, read_variant
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, linear, majority
-from lspm_ray.profiling.measure import Bench, size_mb, summarize
+from lspm_ray.profiling.measure import Bench, Candidate, summarize
 from lspm_ray.profiling.pareto import Point, dominated_by
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.progress import Report
@@ -40,8 +41,8 @@ class ProfileConfig(Config):
         rounds: every round measures all variants once, in turn, so that a slow moment of the machine hits all alike.
         cell_s: seconds per variant, round and batch size.
         rows: random rows of the selection split to measure speed with.
-        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). More than one are
-            measured beside one, for comparison, in a round of their own.
+        threads: CPU threads per variant; None for those of a served replica (`serve.variant.threads`). Where these are
+            several, one is measured as well, for comparison, in a round of its own.
         gpu: measure on a GPU; None if served replicas have one (`serve.variant.gpus`).
         resamples: bootstrap resamples of the quality intervals.
     """
@@ -196,6 +197,7 @@ def _row(
         cost=cost,
         steps=[StepEffect.parse(step) for step in model.manifest.summary.get("steps", [])] if model else [],
         structure=(variant.structure or {}) if variant else {},
+        sensitivity=read_sensitivity(model.local()) if model else None,
     )
 
 
@@ -229,50 +231,56 @@ def _speeds(
                 f"no node has {bundle} free to measure on, for {_PLACEMENT_TIMEOUT_S} s", field="profile"
             )
         strategy = PlacementGroupSchedulingStrategy(group)
-        speeds, measured_on = measure(config, models, examples, report, strategy)
+        speeds, measured_on = measure_models(config, models, examples, report, strategy)
         if not gpu and (config.threads or 1) > 1:
             report("profile: the same with one thread")
-            single, _ = measure(
-                config.model_copy(update={"threads": 1, "rounds": 1}), models, examples, report, strategy
-            )
+            alone = config.model_copy(update={"threads": 1, "rounds": 1})
+            single, _ = measure_models(alone, models, examples, report, strategy)
             speeds = {name: speed.with_one_thread(single[name]) for name, speed in speeds.items()}
         return speeds, encode_s, measured_on
     finally:
         remove_placement_group(group)
 
 
-def measure(
+def measure_models(
     config: ProfileConfig, models: Mapping[str, Artifact], examples: list[Encoded], report: Report, strategy: Any
 ) -> tuple[dict[str, Speed], dict[str, Any]]:
-    """Speed of every model, and the hardware. One process per model, in turn; nothing else should run beside them.
+    """Speed of every model, and the hardware: see `measure`."""
+    threads, gpu = config.threads or 1, bool(config.gpu)
+    candidates = {name: Candidate.of(model, threads, gpu) for name, model in models.items()}
+    return measure(config, candidates, examples, report, strategy)
+
+
+def measure(
+    config: ProfileConfig, candidates: Mapping[str, Candidate], examples: list[Encoded], report: Report, strategy: Any
+) -> tuple[dict[str, Speed], dict[str, Any]]:
+    """Speed of every candidate, and the hardware. One process each, in turn; nothing else should run beside them.
 
     Args:
         config: how, with `threads` and `gpu` settled.
-        models: by name.
+        candidates: by name.
         examples: to measure with.
         report: progress.
         strategy: of Ray, for where the processes run.
     """
     import ray
 
-    gpu, threads = bool(config.gpu), config.threads or 1
-    share = 1 / len(models) if gpu else 0
+    share = 1 / len(candidates) if config.gpu else 0
     actor = ray.remote(num_cpus=0, num_gpus=share, scheduling_strategy=strategy)(Bench)
     benches, load_s = {}, {}
-    for name, model in models.items():
+    for name, candidate in candidates.items():
         report(f"profile: loading {name}")
-        benches[name] = actor.remote(model.uri, threads, gpu, examples, config.cell_s)
+        benches[name] = actor.remote(candidate.load, examples, config.cell_s)
         load_s[name] = ray.get(benches[name].load_time.remote())  # one after another: a race would slow all
-    measured_on = ray.get(benches[next(iter(models))].hardware.remote())
-    return _interleave(config, benches, models, load_s, threads, report), measured_on
+    measured_on = ray.get(benches[next(iter(candidates))].hardware.remote())
+    return _interleave(config, benches, candidates, load_s, report), measured_on
 
 
 def _interleave(
     config: ProfileConfig,
     benches: dict[str, Any],
-    models: Mapping[str, Artifact],
+    candidates: Mapping[str, Candidate],
     load_s: Mapping[str, float],
-    threads: int,
     report: Report,
 ) -> dict[str, Speed]:
     import ray
@@ -288,15 +296,15 @@ def _interleave(
     speeds = {}
     for name, bench in benches.items():
         p50, p99 = summarize(latency[name])
-        directory = models[name].local()
         speeds[name] = Speed(
             p50_ms=p50,
             p99_ms=p99,
             rows_per_s={size: float(np.median(values)) for size, values in rate[name].items()},
             load_s=load_s[name],
             peak_memory_mb=ray.get(bench.peak_memory_mb.remote()),
-            size_mb=size_mb(directory, read_variant(directory).runtime),
-            threads=threads,
+            size_mb=candidates[name].size_mb,
+            threads=config.threads or 1,
+            company=ray.get(bench.company.remote(max(config.batch_sizes))),
         )
         ray.kill(bench)
     return speeds

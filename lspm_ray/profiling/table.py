@@ -9,6 +9,7 @@ from pydantic import Field
 
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
+from lspm_ray.compression.sensitivity import Sensitivity
 from lspm_ray.config import Config
 from lspm_ray.evaluation.metrics import Comparison, Estimate, Metrics
 
@@ -26,6 +27,25 @@ class OneThread(Config):
     rows_per_s: dict[int, float]
 
 
+class Company(Config):
+    """How far answers depend on the rows that they are computed with: each row alone, against full batches.
+
+    Attributes:
+        rows: that were computed both ways.
+        changed: rows that got another answer.
+        largest: difference of any probability.
+    """
+
+    rows: int
+    changed: int
+    largest: float
+
+    @property
+    def share(self) -> float:
+        """Of the rows, those that got another answer."""
+        return self.changed / self.rows
+
+
 class Speed(Config):
     """Measured in a process of its own, interleaved with the other variants; medians over the rounds.
 
@@ -38,6 +58,7 @@ class Speed(Config):
         size_mb: of the files the runtime needs.
         threads: CPU threads it was measured with, those of a served replica.
         one_thread: the same in one round with one thread; None where `threads` is 1 or a GPU computes.
+        company: whether answers depend on the batch; None where every row is computed by itself.
     """
 
     p50_ms: float
@@ -48,6 +69,7 @@ class Speed(Config):
     size_mb: float
     threads: int
     one_thread: OneThread | None = None
+    company: Company | None = None
 
     @property
     def best_rows_per_s(self) -> float:
@@ -75,6 +97,7 @@ class VariantProfile(Config):
         dominated_by: a variant that is at least as good on selection and no more expensive.
         steps: what each step of its recipe did, the full model first; empty for full and baselines.
         structure: what compression left of the full model's parts, by part; empty where nothing is known.
+        sensitivity: what quantising each part does to the answers; None where nothing had to stay in float.
     """
 
     name: str
@@ -93,6 +116,7 @@ class VariantProfile(Config):
     dominated_by: str | None = None
     steps: list[StepEffect] = Field(default_factory=list)
     structure: dict[str, Any] = Field(default_factory=dict)
+    sensitivity: Sensitivity | None = None
 
     @property
     def servable(self) -> bool:
@@ -151,7 +175,10 @@ def _flat(v: VariantProfile) -> dict[str, Any]:
                 row[f"{split}_{field}_high"] = value.high
     speed = v.speed.model_dump() if v.speed else dict.fromkeys(Speed.model_fields)
     throughput, single = speed.pop("rows_per_s") or {}, speed.pop("one_thread")
+    speed.pop("company")
     row |= speed | {f"rows_per_s_{size}": value for size, value in throughput.items()}
+    if v.speed is not None:
+        row["changed_by_company"] = 0.0 if v.speed.company is None else v.speed.company.share
     if single is not None:
         row["one_thread_p50_ms"] = single["p50_ms"]
         row |= {f"one_thread_rows_per_s_{size}": value for size, value in single["rows_per_s"].items()}

@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, name_of
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.build import STATS_FILE
+from lspm_ray.corpus.shards import read_split
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
-from lspm_ray.evaluation.forgetting import Forgetting, exemplars
+from lspm_ray.evaluation.forgetting import exemplars
 from lspm_ray.evaluation.metrics import Estimate, proportion, reliability_bins
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import ProfileTable, VariantProfile
+from lspm_ray.report.config import ReportConfig
 from lspm_ray.report.findings import (
     Alternative,
     Confusion,
@@ -33,19 +37,26 @@ from lspm_ray.report.findings import (
     Training,
 )
 from lspm_ray.report.page import render
-from lspm_ray.selection.break_even import BreakEven
 from lspm_ray.selection.gears import read_gears
 from lspm_ray.selection.options import Option, best_of_each
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
-from lspm_ray.selection.select import BREAK_EVEN_FILE, CURVE_FILE, FORGETTING_FILE, OPTIONS_FILE, read_plan
+from lspm_ray.selection.select import (
+    BREAK_EVEN_FILE,
+    CURVE_FILE,
+    FORGETTING_FILE,
+    OPTIONS_FILE,
+    read_break_even,
+    read_forgetting,
+    read_plan,
+)
 from lspm_ray.training.gain import read_gain
 
 STAGE = "report"
 PAGE_FILE = "report.html"
 DATA_FILE = "report.json"
-MOST_FLIPPED = 20
-"""Rows that are listed because compression answers them otherwise."""
+MOST_CHARACTERS = 300
+"""Of the text of a row, where texts are shown."""
 
 
 def build_report(
@@ -55,6 +66,7 @@ def build_report(
     outputs: Mapping[str, Artifact],
     select: Artifact,
     store: ArtifactStore,
+    config: ReportConfig,
     gain: Artifact | None = None,
     gears: Artifact | None = None,
 ) -> Artifact:
@@ -67,6 +79,7 @@ def build_report(
         outputs: per-example outputs of every model, by name.
         select: plan, certificate, curve and options.
         store: where the artifact goes.
+        config: what is shown of single rows.
         gain: what pretraining gave, if that was measured.
         gears: what to serve at which load, if that was planned.
 
@@ -83,10 +96,10 @@ def build_report(
     parents = {role: artifact.digest for role, artifact in named.items()}
 
     def build(draft: Draft) -> None:
-        findings = gather(data, full, profile, outputs, select, gain, gears)
+        findings = gather(data, full, profile, outputs, select, config, gain, gears)
         write_report(draft, findings, render(findings))
 
-    return store.make(STAGE, {}, parents, build)
+    return store.make(STAGE, {"report": config.model_dump(mode="json")}, parents, build)
 
 
 def write_report(draft: Draft, findings: Config, page: str) -> None:
@@ -102,6 +115,7 @@ def gather(
     profile: Artifact,
     outputs: Mapping[str, Artifact],
     select: Artifact,
+    config: ReportConfig,
     gain: Artifact | None = None,
     gears: Artifact | None = None,
 ) -> Findings:
@@ -134,12 +148,10 @@ def gather(
         confusion={name: _matrix(table[name]) for name in models},
         training=training(full),
         gain=None if gain is None else read_gain(gain),
-        forgetting=Forgetting.parse(select.read_json(FORGETTING_FILE)) if _has(select, FORGETTING_FILE) else None,
+        forgetting=read_forgetting(select) if _has(select, FORGETTING_FILE) else None,
         flips=answers.flips(),
-        flipped=answers.flipped(plan.labels),
-        break_even=[BreakEven.parse(raw) for raw in select.read_json(BREAK_EVEN_FILE)]
-        if _has(select, BREAK_EVEN_FILE)
-        else [],
+        flipped=_flipped(answers, plan.labels, data, config),
+        break_even=read_break_even(select) if _has(select, BREAK_EVEN_FILE) else [],
         gears=None if gears is None else read_gears(gears),
         data=data_summary(data.read_json(STATS_FILE), data.manifest.config),
         lineage=_lineage(sources, table.variants),
@@ -184,41 +196,67 @@ def _has(artifact: Artifact, file: str) -> bool:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Who is right about each test row: full, and the variants by name; bool [rows]."""
+    """Classes on the selection split: the true ones, those that full answers, and those of each variant; int [rows].
+
+    Test rows stay unseen: whoever looks at single rows may go on to choose by them.
+    """
 
     ids: list[str]
     truth: NDArray[np.int64]
-    full: NDArray[np.bool_]
-    right: dict[str, NDArray[np.bool_]]
+    full: NDArray[np.int64]
+    variants: dict[str, NDArray[np.int64]]
 
     @classmethod
     def read(cls, outputs: Mapping[str, Artifact]) -> _Answers:
-        read = {name: read_outputs(artifact, "test") for name, artifact in outputs.items()}
+        read = {name: read_outputs(artifact, "selection") for name, artifact in outputs.items()}
         ids, truth, _ = read[FULL]
-        right = {name: logits.argmax(1) == truth for name, (_, _, logits) in read.items()}
-        return cls(ids, truth, right.pop(FULL), right)
+        answers = {name: logits.argmax(1) for name, (_, _, logits) in read.items()}
+        return cls(ids, truth, answers.pop(FULL), answers)
+
+    @property
+    def right(self) -> dict[str, NDArray[np.bool_]]:
+        return {name: answers == self.truth for name, answers in self.variants.items()}
+
+    @property
+    def full_right(self) -> NDArray[np.bool_]:
+        right: NDArray[np.bool_] = self.full == self.truth
+        return right
 
     def flips(self) -> list[Flips]:
         return [
             Flips(
                 model=name,
                 rows=len(self.ids),
-                lost=int((self.full & ~right).sum()),
-                gained=int((right & ~self.full).sum()),
+                lost=int((self.full_right & ~right).sum()),
+                gained=int((right & ~self.full_right).sum()),
             )
             for name, right in self.right.items()
         ]
 
-    def flipped(self, labels: Sequence[str]) -> list[FlippedRow]:
-        return [
-            FlippedRow(
-                id=str(self.ids[found.row]),
-                label=labels[self.truth[found.row]],
-                direction=found.direction,
-                models=found.models,
-            )
-            for found in exemplars(self.right, self.full, MOST_FLIPPED)
-        ]
+
+def _flipped(answers: _Answers, labels: Sequence[str], data: Artifact, config: ReportConfig) -> list[FlippedRow]:
+    found = exemplars(answers.right, answers.full_right, config.exemplars)
+    texts = _texts(data, [answers.ids[e.row] for e in found]) if config.texts and found else {}
+    return [
+        FlippedRow(
+            id=answers.ids[e.row],
+            label=labels[answers.truth[e.row]],
+            full=labels[answers.full[e.row]],
+            answer=labels[int(np.bincount([answers.variants[model][e.row] for model in e.models]).argmax())],
+            direction=e.direction,
+            models=e.models,
+            text=texts.get(answers.ids[e.row]),
+        )
+        for e in found
+    ]
+
+
+def _texts(data: Artifact, ids: Sequence[str]) -> dict[str, str]:
+    """Id -> how the text of that row of the selection split begins."""
+    table = read_split(data, "selection", ["id", "text"])
+    wanted = table.filter(pc.is_in(table["id"], value_set=pa.array(ids)))
+    texts = zip(wanted["id"].to_pylist(), wanted["text"].to_pylist(), strict=True)
+    return {key: text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…" for key, text in texts}
 
 
 def _planned(table: ProfileTable, plan: Plan) -> Alternative:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
+from lspm_ray.compression.sensitivity import PartSensitivity, Sensitivity
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
 from lspm_ray.report import words
 from lspm_ray.report.findings import Findings, FlippedRow, Flips
 from lspm_ray.report.grid import TALL_FROM, cell, head, missing, missing_text, row, share_of, table, text_cell
 from lspm_ray.report.markup import Child, Html, element, name
+from lspm_ray.report.tables import RELATIVE, asked
 from lspm_ray.selection.break_even import BreakEven
 
 MOST_CLASSES = 20
 """Classes that the table lists, unless more are forgotten."""
 PLAN = "the plan's answers"
+_ID = 16
+"""Characters of an id that are shown; a corpus of millions is told apart by them."""
+_ROUNDING = ("quantize_int8", "quantize_static")
+_BEARABLE_POINTS = 0.5
 _SIGNS = {"kept": "✓", "forgotten": "✗", "cannot be told": "?"}
-_RELATIVE = f"{words.TIMES} full"
 _PARTS = {
     "layers": "those kept, from 0",
+    "removed_layers": "in order, with nats",
     "hidden_size": None,
     "heads": "layer by layer",
     "neurons": "layer by layer",
@@ -90,7 +97,8 @@ def _summary(found: Forgetting) -> list[Child]:
         return ["No bound is set on what a class may lose (select.constraints.max_recall_drop)."]
     bound = f"more than {100 * found.bound:.6g} points of recall"
     guilty = {
-        model: [change for change in changes if change.verdict == "forgotten"] for model, changes in found.alone.items()
+        model: [change for change in changes if change.verdict == "forgotten"]
+        for model, changes in _judged(found).items()
     }
     parts: list[Child] = [_forgets(model, changes) for model, changes in guilty.items() if changes]
     if not parts:
@@ -120,11 +128,11 @@ def _are(number: int) -> str:
 
 
 def flips(found: Sequence[Flips]) -> Html | None:
-    """How many test rows each variant flips; None if there are no variants."""
+    """How many rows each variant flips; None if there are no variants."""
     if not found:
         return None
     heads = [head("variant"), head("lost", "rows"), head("gained", "rows"), head("flipped", "rows")]
-    heads.append(head("flipped", "% of test"))
+    heads.append(head("flipped", "% of rows"))
     rows = [
         row(
             name(entry.model),
@@ -136,38 +144,44 @@ def flips(found: Sequence[Flips]) -> Html | None:
         for entry in found
     ]
     caption = (
-        f"Of {words.counted(found[0].rows, 'test row')}, those that full answers right and the variant wrong (lost), "
-        "and the other way round (gained). Equal accuracies may hide many of either."
+        f"Of {words.counted(found[0].rows, 'row')} of the selection split, those that full answers right and the "
+        "variant wrong (lost), and the other way round (gained). Equal accuracies may hide many of either. Test rows "
+        "are not looked at one by one, so that nothing is chosen by them."
     )
     return table("flips", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 
-def flipped(rows_: Sequence[FlippedRow]) -> Html | None:
-    """Test rows that compression answers otherwise; None if there are none."""
+def flipped(rows_: Sequence[FlippedRow], variants: int) -> Html | None:
+    """Rows that most of so many variants flip; None if there are none."""
     if not rows_:
         return None
-    heads = [
-        head("row"),
-        head("class", text=True),
-        head("full model", text=True),
-        head("answered otherwise by", text=True),
-    ]
-    rows = [
-        row(
-            element("code", name(found.id)),
-            [
-                text_cell(name(found.label)),
-                text_cell("right" if found.direction == "lost" else "wrong"),
-                text_cell(_listed(found.models)),
-            ],
-        )
-        for found in rows_
-    ]
+    texts = any(found.text is not None for found in rows_)
     caption = (
-        "Test rows that most models answer otherwise than full, right against wrong: worth a look, as they are often "
-        "mislabelled, ambiguous or of a rare kind. By id; texts are not shown."
+        "Rows of the selection split that most variants flip, right against wrong: worth a look, as they are often "
+        "mislabelled, ambiguous or of a rare kind. Flipped to: what most of these variants answer. "
+        + ("Long texts are cut." if texts else "By id, as in the prepared corpus; report.texts=true shows texts too.")
     )
+    heads = [
+        head("row", text=True),
+        *([head("text", text=True)] if texts else []),
+        head("true class", text=True),
+        head("full answers", text=True),
+        head("flipped to", text=True),
+        head("flipped by", f"of {words.counted(variants, 'variant')}"),
+        head("which", text=True),
+    ]
+    rows = [row(element("code", name(e.id[:_ID]), title=e.id), _flipped(e, texts=texts)) for e in rows_]
     return table("flipped", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
+
+
+def _flipped(found: FlippedRow, *, texts: bool) -> list[Html]:
+    text = missing("no text was found") if found.text is None else text_cell(element("bdi", found.text))
+    return [
+        *([text] if texts else []),
+        *(text_cell(name(label)) for label in (found.label, found.full, found.answer)),
+        cell(words.count(len(found.models))),
+        text_cell(_listed(found.models)),
+    ]
 
 
 def _listed(models: Sequence[str]) -> list[Child]:
@@ -186,7 +200,7 @@ def pays(found: Sequence[BreakEven]) -> Html | None:
         "validator on every row. It saves something while less is escalated than the break-even; what the promise "
         "needs was estimated on the selection rows."
     )
-    heads = [head("variant"), head("batch size"), head("cost", _RELATIVE), head("break-even", "% escalated")]
+    heads = [head("variant"), head("batch size"), head("cost", RELATIVE), head("break-even", "% escalated")]
     heads += [head("at the saving asked for", "% escalated"), head("needed", "% escalated"), head("finding", text=True)]
     rows = [
         row(
@@ -223,9 +237,27 @@ def steps(findings: Findings) -> Html | None:
     return table("steps", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 
+def advice(findings: Findings) -> list[Child]:
+    """A sentence for every variant that rounding alone costs more than half a point."""
+    found: list[Child] = []
+    for v in findings.variants:
+        for before, after in pairwise(v.steps):
+            lost = 100 * (before.accuracy - after.accuracy)
+            if _method(after) in _ROUNDING and _method(before) != "quantization_aware" and lost > _BEARABLE_POINTS:
+                sentence = f": {_method(after)} costs {lost:.1f} points of accuracy. Try quantization_aware before it."
+                found.append(element("p", name(v.name), sentence, class_="note"))
+    return found
+
+
+def _method(effect: StepEffect) -> str:
+    return "" if effect.step is None else str(effect.step["method"])
+
+
 def _step(effect: StepEffect) -> list[Html]:
     return [
-        text_cell(missing_text("nothing was done yet") if effect.step is None else str(effect.step["method"])),
+        text_cell(
+            missing_text("nothing was done yet") if effect.step is None else words.spec(asked(effect.step), "method")
+        ),
         cell(words.percent(effect.accuracy)),
         cell(words.percent(effect.balanced_accuracy)),
         cell(f"{effect.loss:.3f}"),
@@ -243,7 +275,12 @@ def left(findings: Findings) -> Html | None:
     parts = [part for part in _PARTS if any(part in v.structure for v in made)]
     heads = [head("variant"), *(head(part.replace("_", " "), _PARTS[part], text=True) for part in parts)]
     rows = [row(name(v.name), [_part(part, v.structure.get(part)) for part in parts]) for v in made]
-    caption = "What is left of the full model. A dash: as many as before, or a student that has no such parts."
+    caption = "Parts that variants still have. A dash: as many as before, or a student that has no such parts."
+    if "removed_layers" in parts:
+        caption += (
+            " Removed layers are numbered as in the model that they were removed from, in the order of removal, each "
+            "with the divergence of the answers after it (KL divergence, in nats)."
+        )
     return table("left", caption, heads, [element("tbody", rows)], tall=len(rows) >= TALL_FROM)
 
 
@@ -252,9 +289,50 @@ def _part(part: str, value: Any) -> Html:
         return text_cell(missing_text("as before, or no such part"))
     if part == "layers":
         return text_cell(f"{words.count(len(value))}: {', '.join(map(str, value))}")
+    if part == "removed_layers":
+        return text_cell(", ".join(f"{layer} ({words.significant(nats, 2)})" for layer, nats in value))
     if part == "vocabulary":
         kept, total = value
         return text_cell(f"{words.count(kept)} of {words.count(total)}")
     if isinstance(value, list):
         return text_cell(", ".join(map(words.count, value)))
     return text_cell(words.count(value))
+
+
+def sensitivity(findings: Findings) -> Html | None:
+    """Which parts of quantised variants stayed in float, and why; None where that was not asked for."""
+    measured = [(v, v.sensitivity) for v in findings.variants if v.sensitivity is not None]
+    if not measured:
+        return None
+    caption = (
+        "Parts that bear quantisation least stay in float (max_divergence of the method). Divergence: of the answers "
+        "from those in float if this part alone is quantised, the mean KL divergence over training rows; the most "
+        "sensitive part first."
+    )
+    heads = [head("part"), head("weights", "millions"), head("divergence", "nats"), head("squared error", "of logits")]
+    heads.append(head("result", text=True))
+    bodies = []
+    for v, found in measured:
+        title = element(
+            "th", element("strong", name(v.name)), _mixture(found), colspan=str(len(heads)), scope="rowgroup"
+        )
+        bodies.append(element("tbody", element("tr", title, class_="group"), map(_sensitive, found.parts)))
+    tall = sum(len(found.parts) for _, found in measured) >= TALL_FROM
+    return table("sensitivity", caption, heads, bodies, tall=tall)
+
+
+def _mixture(found: Sensitivity) -> str:
+    kept = sum(part.kept for part in found.parts)
+    stay = "stays" if kept == 1 else "stay"
+    return (
+        f": {words.count(kept)} of {words.counted(len(found.parts), 'part')} {stay} in float, divergence "
+        f"{words.significant(found.divergence, 2)} nats (allowed: {found.max_divergence:g}; with "
+        f"all parts quantised: {words.significant(found.all_quantized, 2)}), on "
+        f"{words.counted(found.rows, 'training row')}"
+    )
+
+
+def _sensitive(part: PartSensitivity) -> Html:
+    numbers = (part.weights / 1e6, part.divergence, part.squared_error)
+    cells = [cell(words.significant(number, digits)) for number, digits in zip(numbers, (3, 2, 2), strict=True)]
+    return row(part.part, [*cells, text_cell(element("strong", "float") if part.kept else "quantised")])

@@ -158,10 +158,10 @@ class Source(Config):
 
 
 class Flips(Config):
-    """Test rows that a variant flips.
+    """Rows of the selection split that a variant flips.
 
     Attributes:
-        rows: of test.
+        rows: of the split.
         lost: those that full answers right and the variant wrong.
         gained: the other way round.
     """
@@ -173,19 +173,25 @@ class Flips(Config):
 
 
 class FlippedRow(Config):
-    """A test row that compression answers otherwise.
+    """A row of the selection split that compression flips; see `lspm_ray.evaluation.forgetting.Exemplar`.
 
     Attributes:
-        id: of the row.
+        id: of the row in the corpus.
         label: its true class.
+        full: what full answers.
+        answer: what most of the variants that flip it answer.
         direction: `lost`: full is right; `gained`: full is wrong.
-        models: those that differ from full in it.
+        models: the variants that flip it.
+        text: how it begins; None unless `report.texts` asks for it.
     """
 
     id: str
     label: str
+    full: str
+    answer: str
     direction: Literal["lost", "gained"]
     models: list[str]
+    text: str | None = None
 
 
 class Findings(Config):
@@ -200,8 +206,8 @@ class Findings(Config):
         encode_ms: time to tokenise one example.
         gain: what pretraining gave; None where the model was not pretrained here.
         forgetting: what classes lose; None where nobody looked.
-        flips: how many test rows each variant flips.
-        flipped: test rows that most models answer otherwise than full.
+        flips: how many rows of the selection split each variant flips.
+        flipped: those that most variants flip.
         break_even: when each variant pays.
         gears: what to serve at which load; None where that was not planned.
         rounds: of the speed measurement.

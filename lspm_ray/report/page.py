@@ -107,6 +107,7 @@ def _variants(findings: Findings) -> Child:
         element("p", note, class_="note"),
         element("h3", "Speed and size"),
         tables.speed(findings),
+        _company(findings),
         figure(
             latency(findings.variants, FULL, anchor="latency"),
             "From token ids to answer, medians over the rounds. Hollow: dominated.",
@@ -115,9 +116,32 @@ def _variants(findings: Findings) -> Child:
     ]
 
 
+def _company(findings: Findings) -> Child:
+    """Which variants answer otherwise in other company, in a sentence each."""
+    found = [(v.name, v.speed.company) for v in findings.variants if v.speed and v.speed.company]
+    moved = [(variant, company) for variant, company in found if company.changed]
+    if not moved:
+        return element("p", "No variant's answers depend on the rows that they are computed with.", class_="note")
+    return [
+        element(
+            "p",
+            name(variant),
+            f" answers {words.counted(company.changed, 'row')} of {words.count(company.rows)} otherwise in a batch "
+            f"than alone; probabilities differ by up to {company.largest:.2g}.",
+            class_="note",
+        )
+        for variant, company in moved
+    ]
+
+
 def _steps(findings: Findings) -> Child:
-    made, left = compression.steps(findings), compression.left(findings)
-    return None if made is None and left is None else [element("h3", "Recipes, step by step"), made, left]
+    made = {
+        "Recipes, step by step": compression.steps(findings),
+        "What is left of the full model": compression.left(findings),
+        "Parts that stay in float": compression.sensitivity(findings),
+    }
+    tables_ = [[element("h3", title), table] for title, table in made.items() if table is not None]
+    return [*tables_, *compression.advice(findings)]
 
 
 def _classes(findings: Findings) -> Child:
@@ -135,7 +159,11 @@ def _flips(findings: Findings) -> Child:
     counts = compression.flips(findings.flips)
     if counts is None:
         return None
-    return [element("h3", "Rows that compression flips"), counts, compression.flipped(findings.flipped)]
+    return [
+        element("h3", "Rows that compression flips"),
+        counts,
+        compression.flipped(findings.flipped, len(findings.flips)),
+    ]
 
 
 def _worst(model: str, changes: dict[str, float | None]) -> Child:

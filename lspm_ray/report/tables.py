@@ -300,7 +300,7 @@ def _speed_cells(v: VariantProfile, sizes: Sequence[int]) -> list[Html]:
 def _making(v: VariantProfile) -> Child:
     if not v.servable:
         return None
-    steps = " → ".join(words.spec(_asked(step), "method") for step in v.recipe)
+    steps = " → ".join(words.spec(asked(step), "method") for step in v.recipe)
     return f"{v.runtime}, {v.precision}" + (f"; {steps}" if steps else "")
 
 
@@ -375,7 +375,7 @@ def _estimated(estimate: Estimate, scale: float = 100, digits: int = 1) -> Html:
     return element("td", value, element("span", words.interval(estimate, scale, digits), class_="range"))
 
 
-def _asked(step: dict[str, Any]) -> dict[str, Any]:
+def asked(step: dict[str, Any]) -> dict[str, Any]:
     """A recipe step with only the settings that differ from the method's defaults."""
     method = step["method"]
     defaults = Method.make(method).spec() if method in Method.names() else {}

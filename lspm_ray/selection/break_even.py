@@ -21,6 +21,7 @@ class BreakEven(Config):
         most_for_saving: the same before less than `select.min_saving` is saved.
         needed: share that keeps the promise on the selection rows; None where none below all of them does, or where the
             variant was not tried.
+        rejected: why it may not answer first, whatever it costs; empty if it may.
     """
 
     first: str
@@ -29,11 +30,14 @@ class BreakEven(Config):
     most: float | None
     most_for_saving: float | None
     needed: float | None
+    rejected: str = ""
 
     @property
     def pays(self) -> bool:
         """Whether it saves what was asked for."""
-        return self.needed is not None and self.most_for_saving is not None and self.needed <= self.most_for_saving
+        if self.rejected or self.needed is None or self.most_for_saving is None:
+            return False
+        return self.needed <= self.most_for_saving
 
     def finding(self) -> str:
         """The same in words."""
@@ -41,6 +45,8 @@ class BreakEven(Config):
             return "slower than full"
         if self.needed is None:
             return "no share of its answers is known to keep the promise"
+        if self.rejected:
+            return f"not allowed: {self.rejected}"
         if self.most is None or self.needed >= self.most:
             return "saves nothing: too much has to be escalated"
         return "pays" if self.pays else "saves less than asked for"
@@ -69,11 +75,12 @@ def break_even(
         min_saving: share of the full model's cost to be saved.
     """
     full = table.seconds(FULL)
-    needed = {o.first: o.escalation_rate for o in options if o.last in (FULL, None) and o.escalation_rate < 1}
+    tried = {o.first: o for o in options if o.last in (FULL, None) and o.escalation_rate < 1}
     found = []
     for variant in table.variants:
         if not variant.servable or variant.name == FULL:
             continue
+        option = tried.get(variant.name)
         for size, seconds in table.seconds(variant.name).items():
             if size in full:
                 cost = (seconds + validator_s) / full[size]
@@ -84,7 +91,8 @@ def break_even(
                         cost=cost,
                         most=largest_share(cost),
                         most_for_saving=largest_share(cost, min_saving),
-                        needed=needed.get(variant.name),
+                        needed=None if option is None else option.escalation_rate,
+                        rejected="" if option is None else option.rejected,
                     )
                 )
     return found

@@ -204,6 +204,10 @@ def broken_limits(
         # An escalated request waits for both.
         p99_ms=sum(speed.p99_ms for speed in speeds),
         memory_mb=sum(speed.peak_memory_mb for speed in speeds),
+        # Full is what others are compared with, and may always serve.
+        changed=max(
+            (v.speed.company.share for v in used if v.name != FULL and v.speed and v.speed.company), default=0.0
+        ),
         changes=rows.changes(accepted, labels, constraints.max_recall_drop),
     )
 

@@ -181,6 +181,16 @@ def read_plan(artifact: Artifact) -> tuple[Plan, Certificate | None]:
     return plan, certificate
 
 
+def read_break_even(artifact: Artifact) -> list[BreakEven]:
+    """When each variant pays, as a plan's artifact has it."""
+    return [BreakEven.parse(raw) for raw in artifact.read_json(BREAK_EVEN_FILE)]
+
+
+def read_forgetting(artifact: Artifact) -> Forgetting:
+    """What classes lose, as a plan's artifact has it."""
+    return Forgetting.parse(artifact.read_json(FORGETTING_FILE))
+
+
 class _Decision:
     def __init__(
         self,

@@ -94,7 +94,7 @@ class DistillConfig(Config):
         temperature: softens both distributions.
         weight: share of the teacher term in the loss; the rest is the task's own loss on the labels.
         gatekeeper: on the rows that are answered wrongly, learn to be unsure instead; None learns the same on all.
-        unlabelled: learn from the rows of `compress.unlabelled` too, if there are any.
+        unlabelled: learn from the rows of `compress.unlabelled` and `compress.augment` too, if there are any.
         hidden: weight of the squared error of the hidden states, layer by layer (Jiao et al. 2020, "TinyBERT"). This
             and the next two are added to the loss; where one is not 0, the teacher runs beside the student.
         attention: weight of the squared error of the attention scores, layer by layer (same paper).

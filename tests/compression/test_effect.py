@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.compression.compress import CompressConfig, _make, _Step, compress
@@ -9,11 +10,14 @@ from lspm_ray.compression.effect import REFERENCE_STAGE, effects_of, parameters,
 from lspm_ray.compression.method import Method
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.inference.predictor import load_predictor
-from lspm_ray.models.directory import load_model
+from lspm_ray.models.directory import load_model, save_model
+from lspm_ray.models.layers import layer_linears
+from lspm_ray.models.pruned import trim
+from lspm_ray.models.sparse import store_sparse
 from lspm_ray.tasks import Task
 from lspm_ray.training.loop import validation_metrics
 from tests.toy_corpus import toy_corpus
-from tests.toys import toy_model_artifact
+from tests.toys import toy_model_artifact, toy_model_dir, toy_tokenizer
 
 TASK = Task.make("text_classification")
 DISTIL = {"method": "distill_layers", "layers": 1, "train": {"epochs": 1, "batch_size": 32, "precision": "fp32"}}
@@ -108,3 +112,19 @@ def test_packed_weights_count_as_many_as_before(world):
     before, after = effects_of(made, reference(full, data, store, 1))
     assert after.parameters == before.parameters
     assert after.files_mb < before.files_mb
+
+
+def test_parameters_are_weights_however_they_are_stored(tmp_path):
+    directory = toy_model_dir(tmp_path / "model")
+    model = load_model(directory)
+    total = parameters(directory)
+    assert total == sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        for linear in layer_linears(model).values():
+            linear.weight[:, ::2] = 0
+    save_model(model, toy_tokenizer(), tmp_path / "sparse")
+    store_sparse(tmp_path / "sparse")
+    assert parameters(tmp_path / "sparse") == total
+    trimmed = trim(model, list(range(40)), None)
+    save_model(trimmed, toy_tokenizer(), tmp_path / "trimmed")
+    assert parameters(tmp_path / "trimmed") == sum(p.numel() for p in trimmed.parameters()) < total

@@ -48,6 +48,15 @@ def test_weights_that_one_file_cannot_hold(tmp_path, monkeypatch):
     assert (found.argmax(1) == reference.argmax(1)).mean() > 0.9
 
 
+def test_a_graph_that_shrinks_below_the_limit_leaves_no_weights_behind(tmp_path, monkeypatch):
+    (tmp_path / "onnx").mkdir()
+    monkeypatch.setattr(graph_module, "MAX_FILE_BYTES", 80_000)
+    file = export(toy_model_dir(tmp_path / "torch"), tmp_path / "onnx", "int8")
+    assert (file.parent / DATA_FILE).stat().st_size > 80_000
+    rewrite(file, lambda graph: Int8(graph, reduce_range=True))
+    assert not (file.parent / DATA_FILE).exists() and file.stat().st_size < 80_000
+
+
 def test_nothing_to_quantise(tmp_path):
     (tmp_path / "onnx").mkdir()
     file = export(toy_model_dir(tmp_path / "torch"), tmp_path / "onnx", "fp32")

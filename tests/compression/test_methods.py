@@ -1,6 +1,8 @@
 """Every method on a toy model and corpus, in this process; the loop, the files and the runtimes are the real ones."""
 
 import itertools
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from lspm_ray.compression.methods.distill_lstm import token_vectors
 from lspm_ray.compression.methods.distill_transformer import narrow
 from lspm_ray.compression.methods.prune import keep_best
 from lspm_ray.compression.methods.trim_vocabulary import nearest, token_counts
+from lspm_ray.compression.presets import PRESETS
 from lspm_ray.compression.sensitivity import read_sensitivity
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.errors import ConfigError, ModelError
@@ -436,6 +439,26 @@ def test_a_trimmed_model_goes_through_every_other_method(world, tmp_path, name):
         assert np.allclose(logits, before, atol=1e-4)
     if Method.make(name).needs_teacher:
         assert load_model(directory).config.vocabulary == read_variant(trimmed.local()).structure["vocabulary"][0]
+
+
+def test_the_smallest_preset_leaves_less_of_every_part(world, tmp_path):
+    store, data, met, teacher = world
+    structure = {}
+    for step in PRESETS["small"]:
+        name = step["method"]
+        spec = step | ({"train": FAST | {"epochs": 1}} if Method.make(step).needs_teacher else {})
+        spec |= {"layers": 1} if name == "distill_layers" else {}
+        made = apply((store, data, met, teacher), spec, tmp_path / name, f"small-{name}")
+        structure = read_variant(made).structure or structure
+        met = store.make("small", {"step": name}, {}, partial(copy_to, made))
+    assert structure["layers"] == [0] and len(structure["heads"]) == len(structure["neurons"]) == 1
+    kept, total = structure["vocabulary"]
+    assert kept < total
+    assert np.isfinite(load_predictor(met.local(), threads=1).predict(sentences(world))).all()
+
+
+def copy_to(made, draft):
+    shutil.copytree(made, draft.path, dirs_exist_ok=True)
 
 
 def context_of(world):

@@ -82,6 +82,11 @@ def test_presets_share_steps_with_each_other():
     assert names(plan[0]) == [["distill_layers"]]
 
 
+def test_the_smallest_preset_also_trims_the_vocabulary():
+    methods = [step["method"] for step in variants(a="small")["a"].recipe]
+    assert methods == ["distill_layers", "trim_vocabulary", "prune", "quantize_int8"]
+
+
 def test_a_step_of_a_preset_cannot_be_set_before_it_is_written_out():
     raw = {"compress": {"variants": {"a": {"recipe": "fast"}}}}
     with pytest.raises(ConfigError, match=r"`compress\.variants\.a\.recipe` is a value, not a list.*got 'fast'.*Write"):
@@ -173,6 +178,17 @@ def test_recipes_that_fit(recipe):
         (Shape("lspm_lstm", 0, None), ["quantize_int4"], r"LSTM cannot have four bits.*Take quantize_int8"),
         (BERT, ["distill_bag", "prune"], r"a\.recipe\.1: `prune`.*lspm_bag_of_ngrams.*valid: bert"),
         (BERT, ["distill_bag", "trim_vocabulary"], r"a\.recipe\.1: `trim_vocabulary`.*lspm_bag_of_ngrams.*valid: bert"),
+        (Shape("distilbert", 6, 512), ["trim_vocabulary", "sparsify"], r"recipe\.1: `sparsify`.*'distilbert'"),
+        (BERT, ["distill_lstm", "trim_vocabulary", "sparsify"], r"recipe\.2: `sparsify`.*'lspm_lstm'"),
+        (BERT, ["distill_lstm", "trim_vocabulary", "quantize_static"], "an LSTM cannot have fixed scales"),
+        (BERT, ["distill_lstm", "trim_vocabulary", "quantize_int4"], "LSTM cannot have four bits"),
+        (BERT, ["distill_lstm", "trim_vocabulary", "quantization_aware"], "no transformer layers"),
+        *((Shape(family, 6, None), ["distill_layers"], "not one stack of layers") for family in ("t5", "albert")),
+        (
+            Shape("bert", 6, 512, hidden=384),
+            [{"method": "distill_lstm", "embedding_size": 4096}],
+            r"distill_lstm\.embedding_size: the teacher's embeddings have 384.*\(got 4096\); valid: 1 to 384",
+        ),
         (Shape("distilbert", 6, 512), ["trim_vocabulary", "prune"], r"a\.recipe\.1: `prune`.*'distilbert'"),
         (Shape("gpt2", 6, 512), ["distill_transformer"], r"`distill_transformer`.*'gpt2'.*valid: bert"),
         (
@@ -203,6 +219,13 @@ def test_models_without_linear_layers_are_not_quantised_by_torchao(shape, recipe
 
 
 @needs_torchao
+@needs_torchao
+def test_groups_must_divide_the_matrices():
+    recipe = [{"method": "torchao", "scheme": "int4_weight_only", "group_size": 256}]
+    with pytest.raises(ModelError, match=r"torchao\.group_size: matrices of 384 columns cannot.*\(got 256\)"):
+        check_recipes(variants(a=recipe), Shape("bert", 6, 512, hidden=384, neurons=1536))
+
+
 def test_a_result_for_gpus_only_needs_one_to_be_served_by():
     recipes = variants(a=["onnx"], b=[{"method": "torchao", "scheme": "fp8_dynamic"}])
     check_recipes(recipes, BERT)

@@ -132,7 +132,8 @@ def test_mixed_rows_are_all_there_and_spread_evenly(tmp_path, rows):
 
         return store.make("teach", {"name": name}, {}, build)
 
-    made = mix(taught("labelled", rows[0], 1, 3), taught("more", rows[1], -1, 1), store, lambda _: None)
+    sources = {"labelled": taught("labelled", rows[0], 1, 3), "more": taught("more", rows[1], -1, 1)}
+    made = mix(sources, store, lambda _: None)
     table = table_of(made)
     assert made.manifest.summary["rows"] == sum(rows) == table.num_rows
     ids, labels = np.concatenate(table["input_ids"].to_pylist()), table["label"].to_numpy()

@@ -8,6 +8,7 @@ import pytest
 from lspm_ray.compression.export import export
 from lspm_ray.errors import ModelError
 from lspm_ray.inference.predictor import load_predictor
+from lspm_ray.models.directory import Variant, write_variant
 from tests.inference.test_predictors import examples
 from tests.toys import toy_model_dir
 
@@ -45,6 +46,14 @@ def test_weights_inside_are_loaded(plain, directory):
     assert (directory / "model.onnx").stat().st_size < 30_000
     found, expected = (load_predictor(made, threads=1).predict(examples()) for made in (directory, plain))
     assert (found == expected).all()
+
+
+def test_other_runtimes_that_read_the_graph_refuse_too(directory, tmp_path):
+    shutil.copyfile(directory / "weights" / "all.bin", tmp_path / "all.bin")
+    point_to(directory, "../all.bin")
+    write_variant(directory, Variant(runtime="openvino", precision="fp32"))
+    with pytest.raises(ModelError, match="weights must be in files of the model's directory"):
+        load_predictor(directory, threads=1)
 
 
 @pytest.mark.parametrize("location", ["../all.bin", "weights/../../all.bin", "/absolute", "linked.bin", "missing", ""])

@@ -100,6 +100,19 @@ def test_pickled_weights_are_refused(directory):
         locate(ModelConfig(name=str(directory)))
 
 
+@pytest.mark.parametrize("place", ["../elsewhere.safetensors", "/tmp/elsewhere.safetensors", "absent.safetensors"])
+def test_an_index_that_names_weights_elsewhere_is_refused(directory, place):
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    locate(ModelConfig(name=str(directory)))
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": place}}))
+    with pytest.raises(ModelError, match=r"names weights that are not in the directory: .*safetensors"):
+        locate(ModelConfig(name=str(directory)))
+    index.write_text("{}")
+    with pytest.raises(ModelError, match="has no weight_map"):
+        locate(ModelConfig(name=str(directory)))
+
+
 def test_model_without_a_tokenizer(directory):
     for file in ("tokenizer.json", "vocab.txt"):
         (directory / file).unlink(missing_ok=True)

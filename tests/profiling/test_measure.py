@@ -8,8 +8,9 @@ import pytest
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.errors import ConfigError
+from lspm_ray.inference.predictor import Predictor
 from lspm_ray.profiling.baselines import linear, majority
-from lspm_ray.profiling.measure import Bench, size_mb, summarize
+from lspm_ray.profiling.measure import Bench, Candidate, size_mb, summarize
 from lspm_ray.profiling.profile import ProfileConfig, _speeds
 from lspm_ray.tasks import Task
 from tests.toy_corpus import toy_corpus
@@ -18,7 +19,7 @@ from tests.toys import toy_model_artifact, toy_model_dir
 
 def test_bench_measures_the_served_object(tmp_path):
     artifact = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
-    bench = Bench(artifact.uri, 1, False, [np.arange(5, 5 + n) for n in range(1, 12)], cell_s=0.02)
+    bench = Bench(Candidate.of(artifact, 1, False).load, [np.arange(5, 5 + n) for n in range(1, 12)], cell_s=0.02)
     assert bench.load_time() > 0
     assert len(bench.latencies()) >= 2 and min(bench.latencies()) > 0
     assert bench.rows_per_s(8) > 0
@@ -27,16 +28,40 @@ def test_bench_measures_the_served_object(tmp_path):
 
 def test_every_example_is_used_in_turn(tmp_path):
     artifact = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
-    bench = Bench(artifact.uri, 1, False, [np.array([n]) for n in (1, 2, 3)], cell_s=0.01)
+    bench = Bench(Candidate.of(artifact, 1, False).load, [np.array([n]) for n in (1, 2, 3)], cell_s=0.01)
     start = bench._next
     taken = [int(example[0]) for example in bench._take(7)]
     assert taken == [(start + i) % 3 + 1 for i in range(7)]
+
+
+class Crowded(Predictor):
+    """Answers the first label alone, and the second in a batch whose longest row is at least twice as long."""
+
+    def predict(self, batch):
+        longest = max(map(len, batch))
+        return np.array([[1.0, float(longest >= 2 * len(row)) * 2] for row in batch], dtype=np.float32)
+
+
+def test_answers_that_depend_on_the_batch_are_counted(tmp_path):
+    rows = [np.arange(length) for length in (1, 1, 1, 4)]
+    found = Bench(lambda: Crowded(["a", "b"]), rows, cell_s=0.01).company(4)
+    assert (found.rows, found.changed) == (4, 3)
+    assert found.largest == pytest.approx(0.4621, abs=1e-4)
+    toy = toy_model_artifact(ArtifactStore(str(tmp_path)), "toy")
+    plain = Bench(Candidate.of(toy, 1, False).load, [np.arange(5, 5 + n) for n in range(1, 30)], cell_s=0.01)
+    assert plain.company(8).changed == 0 and plain.company(8).largest < 1e-5
+
+
+def test_what_never_joins_rows_has_no_company():
+    Alone = type("Alone", (Crowded,), {"joins_rows": False})  # noqa: N806
+    assert Bench(lambda: Alone(["a", "b"]), [np.arange(3)], cell_s=0.01).company(4) is None
 
 
 def test_peak_memory_never_falls():
     # In a process of its own: the peak of this one may long be higher than anything allocated here.
     code = """
 import numpy as np
+from lspm_ray.inference.predictor import Predictor
 from lspm_ray.profiling.measure import peak_memory_mb
 before = peak_memory_mb()
 block = np.ones(30_000_000)

@@ -76,6 +76,16 @@ def test_no_limits_no_violations() -> None:
     assert violations(Constraints(), accuracy_drop=1, p99_ms=1e9, memory_mb=1e9) == []
 
 
+def test_answers_that_depend_on_their_company_are_limited() -> None:
+    def found(changed: float, limits: Constraints) -> list[str]:
+        return violations(limits, accuracy_drop=0, p99_ms=1, memory_mb=1, changed=changed)
+
+    assert found(0.01, Constraints()) == [] == found(0.5, Constraints(max_changed=None))
+    assert found(0.0234, Constraints()) == [
+        "2.34 % of its answers change with the rows they are computed with, 1 % may"
+    ]
+
+
 def test_limits_are_inclusive() -> None:
     limits = Constraints(max_accuracy_drop=0.01, max_p99_ms=20, max_memory_mb=500)
     assert violations(limits, accuracy_drop=0.01, p99_ms=20, memory_mb=500) == []

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.report.config import ReportConfig
 from tests.report.samples import HOSTILE, Run
 
 CASES: dict[str, dict[str, Any]] = {
@@ -26,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
         "alpha": 0.1,
         "linear_noise": 0.56,
         "variants": ("layers-2", "bag"),
+        "show": ReportConfig(texts=True, exemplars=7),
         "warnings": [f"no row in test has label {HOSTILE[0]}"],
     },
 }

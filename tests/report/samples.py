@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from lspm_ray.artifact import Artifact, ArtifactStore, hardware
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
+from lspm_ray.compression.sensitivity import PartSensitivity, Sensitivity
 from lspm_ray.corpus.config import SPLITS
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
-from lspm_ray.evaluation.forgetting import Forgetting, class_changes
+from lspm_ray.evaluation.forgetting import ClassChange, Forgetting, class_changes
 from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array
 from lspm_ray.profiling.baselines import LINEAR, MAJORITY, majority
@@ -30,6 +32,7 @@ from lspm_ray.profiling.pareto import Point, dominated_by
 from lspm_ray.profiling.profile import baseline_verdict
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.report.build import build_report, gather, training
+from lspm_ray.report.config import ReportConfig
 from lspm_ray.report.findings import Findings, Training
 from lspm_ray.selection.break_even import break_even
 from lspm_ray.selection.gears import GearsConfig, make_gears
@@ -40,7 +43,7 @@ from lspm_ray.selection.risk import ACCEPT_ALL, Certified, RiskKind, fixed_seque
 # Name: noise of the logits, cost, ms at batch 1, MB of memory, MB on disk, recipe.
 _VARIANTS: dict[str, tuple[float, float, float, float, float, list[dict[str, Any]]]] = {
     FULL: (0.55, 1.0, 9.8, 612, 90.9, []),
-    "int8": (0.57, 0.46, 4.1, 388, 23.4, [{"method": "quantize_int8"}]),
+    "int8": (0.57, 0.46, 4.1, 388, 23.4, [{"method": "quantize_int8", "max_divergence": 0.002}]),
     "pruned": (0.68, 0.61, 7.2, 560, 61.2, [{"method": "prune", "heads": 0.5, "neurons": 0.5}]),
     "pruned-int8": (0.69, 0.52, 5.0, 360, 17.1, [{"method": "prune", "heads": 0.5}, {"method": "quantize_int8"}]),
     "layers-2": (0.66, 0.35, 3.6, 520, 58.0, [{"method": "distill_layers", "layers": 2}]),
@@ -49,6 +52,8 @@ _VARIANTS: dict[str, tuple[float, float, float, float, float, list[dict[str, Any
 }
 HOSTILE = ["<script>alert(1)</script>" + "x" * 300, "日本語 $a_b$ 😀", "\u202eevil\x07", 'a"b\' onload="x']
 """Label names that break careless pages."""
+TEXT = "<script>alert('a text')</script> \u202eevil\x07 " + "so it goes on " * 30
+"""How every text of the selection split begins."""
 _SIZES = (1, 8, 32)
 _SEED = 7
 
@@ -67,6 +72,7 @@ class Run:
         absent: classes that do not occur in the evaluation splits.
         epochs: of the training.
         old: made by a version that knew nothing of forgetting, break-even, gears and the steps of recipes.
+        show: what is shown of single rows.
         noise: multiplies the noise of every model; the linear baseline is noisier by `linear_noise`.
     """
 
@@ -83,12 +89,15 @@ class Run:
     first: str = "bag"
     old: bool = False
     warnings: list[str] = field(default_factory=list)
+    show: ReportConfig = field(default_factory=ReportConfig)
 
     def report(self) -> Artifact:
-        return build_report(self.data, self.full, self.profile, self.outputs, self.select, self.store, gears=self.gears)
+        return build_report(
+            self.data, self.full, self.profile, self.outputs, self.select, self.store, self.show, gears=self.gears
+        )
 
     def findings(self) -> Findings:
-        return gather(self.data, self.full, self.profile, self.outputs, self.select, gears=self.gears)
+        return gather(self.data, self.full, self.profile, self.outputs, self.select, self.show, gears=self.gears)
 
     def findings_of_training(self) -> Training:
         return training(self.full)
@@ -145,8 +154,12 @@ class Run:
             "token_length": {s: _histogram(lengths[i::5]) for i, s in enumerate(SPLITS)},
             "character_length": {},
         }
-        files = {"stats.json": stats, "labels.json": list(self.labels)}
+        files = {"stats.json": stats, "labels.json": list(self.labels), "selection/part-00000.parquet": self._texts()}
         return _write(self.store, "prepare", {"task": self.task, "rows": self.rows, "labels": self.labels}, files)
+
+    def _texts(self) -> pa.Table:
+        texts = [f"{TEXT} {i}" for i in range(self.rows)]
+        return pa.table({"id": row_ids("selection", self.rows), "text": texts})
 
     @property
     def task(self) -> dict[str, Any]:
@@ -207,7 +220,7 @@ class Run:
         files = {"plan.json": plan.model_dump(mode="json")}
         files["options.json"] = [option.model_dump(mode="json") for option in options]
         if not self.old:
-            files |= self._of_compression(options)
+            files |= self._of_compression(options, plan)
         if certified:
             files["curve.json"] = certified.model_dump(mode="json")
         if certificate:
@@ -223,11 +236,16 @@ class Run:
         config = GearsConfig(rates=[1, 30, 300, 20_000], slo_ms=60, max_replicas=2, requests=1000).as_served(2.0, 1)
         return make_gears(config, self.profile, self.select, self.store, lambda _: None)
 
-    def _of_compression(self, options: list[Option]) -> dict[str, Any]:
-        labels = self.truth["selection"]
-        right = {name: self.logits[name]["selection"].argmax(1) == labels for name in (FULL, *self.variants)}
-        changes = {name: class_changes(right[name], right[FULL], labels, self.labels, 0.05) for name in self.variants}
-        found = Forgetting(bound=0.05, alone=changes, plan=next(iter(changes.values()), []))
+    def _of_compression(self, options: list[Option], plan: Plan) -> dict[str, Any]:
+        truth, bound, first = self.truth["selection"], 0.05, plan.stages[0]
+        right = {name: self.logits[name]["selection"].argmax(1) == truth for name in self.models}
+        alone = {name: class_changes(right[name], right[FULL], truth, self.labels, bound) for name in self.variants}
+        given: list[ClassChange] = []
+        if first.model.name != FULL:
+            accepted = self._scores("selection") >= (ACCEPT_ALL if first.threshold is None else first.threshold)
+            answers = np.where(accepted, right[first.model.name], right[FULL])
+            given = class_changes(answers, right[FULL], truth, self.labels, bound)
+        found = Forgetting(bound=bound, alone=alone, plan=given)
         pays = break_even(self.table, options, 1e-5, 0.1)
         return {
             "forgetting.json": found.model_dump(mode="json"),
@@ -235,11 +253,13 @@ class Run:
         }
 
     def _effects(self, recipe: list[dict[str, Any]]) -> list[StepEffect]:
-        numbers = {"rows": 800, "accuracy": 0.9, "balanced_accuracy": 0.85, "loss": 0.3, "agreement": 1.0}
         return [
-            StepEffect(step=step, files_mb=90.0 / (n + 1), parameters=22_000_000 // (n + 1), **numbers)
+            StepEffect(
+                step=step, rows=800, accuracy=0.91 - 0.01 * n, balanced_accuracy=0.88 - 0.02 * n, loss=0.25 + 0.03 * n,
+                agreement=1 - 0.04 * n, files_mb=91.4 / (n + 1), parameters=22_713_216 // (n + 1),
+            )
             for n, step in enumerate([None, *recipe])
-        ]
+        ]  # fmt: skip
 
     def _parents(self) -> dict[str, str]:
         return {"data": self.data.digest, "full": self.full.digest}
@@ -277,13 +297,14 @@ class Run:
             cost=cost,
             steps=self._effects(recipe) if recipe and not self.old else [],
             structure=_left(recipe) if not self.old else {},
+            sensitivity=_sensitivity() if name == "int8" and not self.old else None,
         )
 
     def _outputs(self, name: str) -> Artifact:
         with_files = {}
         for split, labels in self.truth.items():
             columns = {
-                "id": [f"{split}-{i}" for i in range(self.rows)],
+                "id": row_ids(split, self.rows),
                 "label": labels,
                 "logits": logits_array(self.logits[name][split]),
             }
@@ -386,6 +407,28 @@ class Run:
         return ModelRef(name=name, uri=self.table[name].uri, digest=self.table[name].digest)
 
 
+def row_ids(split: str, rows: int) -> list[str]:
+    """Of the rows of a split, in order."""
+    return [hashlib.sha256(f"{split} {i}".encode()).hexdigest() for i in range(rows)]
+
+
+def _sensitivity() -> Sensitivity:
+    """Of a small transformer whose embeddings and first attention stay in float."""
+    parts = {"embedding": (11_720_448, 6.1e-3), "layer.0.attention": (589_824, 2.4e-3)}
+    parts |= {f"layer.{n}.ffn": (1_179_648, 8.3e-4 / (n + 1)) for n in range(3)}
+    parts |= {"classifier": (148_224, 3.2e-6)}
+    return Sensitivity(
+        rows=128,
+        max_divergence=0.002,
+        all_quantized=0.0119,
+        divergence=0.00174,
+        parts=[
+            PartSensitivity(part=part, weights=weights, divergence=nats, squared_error=9 * nats, kept=nats > 1e-3)
+            for part, (weights, nats) in parts.items()
+        ],
+    )
+
+
 def _left(recipe: list[dict[str, Any]]) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {
         "prune": {"heads": [6, 5, 7, 6, 6, 6], "neurons": [768, 700, 812, 768, 768, 1024]},
@@ -427,6 +470,7 @@ def _write(
     with store.create(stage, json.loads(json.dumps(config)), parents or {}) as draft:
         for name, content in files.items():
             path: Path = draft.path / name
+            path.parent.mkdir(exist_ok=True)
             if isinstance(content, pa.Table):
                 pq.write_table(content, path)
             else:

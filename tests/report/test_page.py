@@ -6,11 +6,13 @@ import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
+from lspm_ray.profiling.table import Company
 from lspm_ray.report import tables
 from lspm_ray.report.build import DATA_FILE, PAGE_FILE
 from lspm_ray.report.compression import MOST_CLASSES, PLAN, forgetting
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.markup import join, plain
+from lspm_ray.report.page import render
 from tests.report.pages import (
     Node,
     check_figures,
@@ -159,55 +161,6 @@ def summary_of(found: Forgetting) -> str:
     return next(parse(join(forgetting(found))).all("p")).text()
 
 
-def test_flips_are_counted_variant_by_variant(case: Case) -> None:
-    run, found = case[0], findings(case).flips
-    if not found:
-        assert not run.variants and "Rows that compression flips" not in text(case)
-        return
-    rows = page(case).by_id("t-flips").rows()
-    full = run.logits["full"]["test"].argmax(1) == run.truth["test"]
-    assert [row[0] for row in rows] == list(run.variants)
-    for row in rows:
-        right = run.logits[row[0]]["test"].argmax(1) == run.truth["test"]
-        lost, gained = int((full & ~right).sum()), int((~full & right).sum())
-        assert row[1:] == [f"{lost:,}", f"{gained:,}", f"{lost + gained:,}", f"{100 * (lost + gained) / run.rows:.1f}"]
-
-
-def test_what_is_left_of_a_model_is_shown_where_it_is_known(case: Case) -> None:
-    known = {v.name: v.structure for v in findings(case).variants if v.structure}
-    if not known:
-        assert "t-left" not in text(case)
-        return
-    rows = {row[0]: row[1:] for row in page(case).by_id("t-left").rows()}
-    assert list(rows) == list(known)
-    for variant, parts in known.items():
-        shown = [cell for cell in rows[variant] if cell != "–"]
-        assert ("2: 0, 5" in shown) is ("layers" in parts)
-        assert ("9,000 of 30,522" in shown) is ("vocabulary" in parts)
-        assert ("768, 700, 812, 768, 768, 1,024" in shown) is ("neurons" in parts)
-
-
-def test_rows_that_compression_flips_are_named_by_id(case: Case) -> None:
-    flipped = findings(case).flipped
-    if not flipped:
-        assert "t-flipped" not in text(case)
-        return
-    rows = page(case).by_id("t-flipped").rows()
-    assert [row[0] for row in rows] == [found.id for found in flipped]
-    assert [row[3].replace("|", "") for row in rows] == [", ".join(found.models) for found in flipped]
-    counts = [len(found.models) for found in flipped]
-    assert len(flipped) <= 20 and counts == sorted(counts, reverse=True)
-
-
-def test_when_a_variant_pays_is_told_for_every_batch_size(case: Case) -> None:
-    found = findings(case).break_even
-    if not found:
-        assert "When a cascade pays" not in text(case)
-        return
-    rows = page(case).by_id("t-pays").rows()
-    assert [(row[0], row[1], row[6]) for row in rows] == [(e.first, str(e.batch_size), e.finding()) for e in found]
-
-
 def test_gears_are_shown_with_what_they_do_and_where_there_is_none(case: Case) -> None:
     found = findings(case).gears
     assert found is not None
@@ -218,15 +171,6 @@ def test_gears_are_shown_with_what_they_do_and_where_there_is_none(case: Case) -
     assert [shift.rate for shift in found.shifts if not shift.gear][-1] == 20_000
     assert f"requests/s: {found.shifts[-1].reason}." in page(case).by_id("load").text()
     assert "nothing is sent past it" in page(case).by_id("load").text()
-
-
-def test_recipes_are_shown_step_by_step(case: Case) -> None:
-    steps = [(v.name, e.step["method"]) for v in findings(case).variants for e in v.steps if e.step]
-    if not steps:
-        assert "t-steps" not in text(case)
-        return
-    rows = page(case).by_id("t-steps").rows()
-    assert [tuple(row[:2]) for row in rows] == [("full", "–"), *steps]
 
 
 def test_runs_of_older_versions_are_shown_without_what_they_do_not_have(tmp_path: Path) -> None:
@@ -326,6 +270,19 @@ def test_the_certificate_says_what_is_promised_and_on_what_evidence(case: Case) 
     assert c.id in section
     assert c.how_to_check in section
     assert "drawn independently from one distribution" in section
+
+
+def test_answers_that_depend_on_the_batch_are_told(case: Case) -> None:
+    found = findings(case)
+    assert "No variant's answers depend on the rows" in page(case).by_id("variants").text()
+    company = Company(rows=128, changed=3, largest=0.0421)
+    changed = [
+        v.model_copy(update={"speed": v.speed.model_copy(update={"company": company})}) if v.speed else v
+        for v in found.variants[:1]
+    ]
+    told = parse(render(found.model_copy(update={"variants": [*changed, *found.variants[1:]]})))
+    text = told.by_id("variants").text()
+    assert "answers 3 rows of 128 otherwise in a batch than alone; probabilities differ by up to 0.042" in text
 
 
 def test_the_top_says_what_is_served(case: Case) -> None:

@@ -80,6 +80,13 @@ def test_findings(rate, finding) -> None:
     assert entry.pays is (finding == "pays")
 
 
+def test_what_the_gate_rejects_does_not_pay() -> None:
+    options = [Option(first="bag", last="full", escalation_rate=0.3, cost=0.4, rejected="forgets class `rare`")]
+    entry = found(options)["bag", 8]
+    assert not entry.pays and entry.needed == 0.3
+    assert entry.finding() == "not allowed: forgets class `rare`"
+
+
 def test_a_variant_that_must_escalate_everything_or_was_not_tried_has_no_needed_share() -> None:
     entries = found([Option(first="bag", last="full", escalation_rate=1.0, cost=1.1, rejected="x")])
     assert entries["bag", 1].needed is None and entries["int8", 1].needed is None

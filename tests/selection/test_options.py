@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lspm_ray.profiling.pareto import Constraints
-from lspm_ray.profiling.table import Speed
+from lspm_ray.profiling.table import Company, Speed
 from lspm_ray.selection.options import Promise, Rows, broken_limits, choose, estimate
 from lspm_ray.validators import Validator
 
@@ -72,3 +72,20 @@ def test_a_drop_that_could_be_chance_rejects_nothing() -> None:
     everything = np.ones(1000, dtype=bool)
     assert found.changes(everything, NAMES, 0.05)[1].lost == 9
     assert broken_limits([CHEAP], found, everything, Constraints(), NAMES) == []
+
+
+def restless(changed: int) -> Speed:
+    company = Company(rows=100, changed=changed, largest=0.1)
+    return Speed(
+        p50_ms=1, p99_ms=1, rows_per_s={1: 1.0}, load_s=1, peak_memory_mb=1, size_mb=1, threads=1, company=company
+    )
+
+
+def test_a_variant_whose_answers_depend_on_the_batch_is_rejected_the_full_model_is_not() -> None:
+    found, nobody = forgetful(sure=False), np.zeros(1000, dtype=bool)
+    full, cheap = Model("full", 1.0, restless(9)), Model("cheap", 0.1, restless(2))
+    assert broken_limits([full], found, nobody, Constraints(), NAMES) == []
+    reasons = broken_limits([cheap, full], found, nobody, Constraints(), NAMES)
+    assert reasons == ["2 % of its answers change with the rows they are computed with, 1 % may"]
+    calm = Model("cheap", 0.1, restless(1))
+    assert broken_limits([calm, full], found, nobody, Constraints(), NAMES) == []

@@ -17,6 +17,11 @@ SPACE = Space(
 )
 
 
+@pytest.fixture(autouse=True)
+def _few_trees(monkeypatch):
+    monkeypatch.setattr("lspm_ray.tuning.importance._TREES", 6)
+
+
 def loss(params):
     return float(np.log10(params["f.much"]) + 0.3 * params["f.little"])
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.errors import ModelError
 from lspm_ray.models.directory import Variant, load_model, load_tokenizer, save_model
+from lspm_ray.models.sparse import SPARSE_FILE, store_sparse
 
 
 class Cast(Method):
@@ -32,3 +33,5 @@ class Cast(Method):
             if not weight.isfinite().all():
                 raise ModelError(f"{name} has values that are too large for it", field="cast.dtype", value=self.dtype)
         save_model(model, load_tokenizer(source), target, Variant(precision=self.dtype))
+        if (source / SPARSE_FILE).is_file():
+            store_sparse(target)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Keep = Literal["even", "first", "importance"]
+_NOT_ONE_STACK = ("albert", "bart", "longt5", "mbart", "mt5", "pegasus", "t5", "umt5")
+"""Families whose layers share their weights, or that have a decoder too."""
 
 
 class DistillLayers(Method):
@@ -47,8 +49,10 @@ class DistillLayers(Method):
         """Fits a model of at least `layers` layers.
 
         Raises:
-            ModelError: it has fewer, or its result fewer than `train.frozen_layers`.
+            ModelError: it has fewer, or no single stack of them, or its result has fewer than `train.frozen_layers`.
         """
+        if shape.family in _NOT_ONE_STACK:
+            raise ModelError("the model has not one stack of layers", field="model_type", value=shape.family)
         _check_count(shape.layers, self.layers)
         made = replace(shape, layers=self.layers)
         made.check_frozen(self.train.frozen_layers, f"{self.name}.train.frozen_layers")

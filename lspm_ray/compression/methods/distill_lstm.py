@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from lspm_ray.compression.method import Context, Method
+from lspm_ray.errors import ModelError
 from lspm_ray.models.directory import Variant, load_model, load_tokenizer, read_labels, save_model, write_variant
 from lspm_ray.models.shape import Shape
 from lspm_ray.training.config import DistillConfig, TrainConfig
@@ -29,7 +30,7 @@ class DistillLstm(Method):
         dropout: on the embeddings, between the layers, and before the linear layer.
         pooling: what of the states is classified: of the last token, or the largest of each unit.
         embeddings: `teacher` starts with the source's token embeddings, cut down to their first principal components,
-            or with random ones where it has none or narrower ones; `random` always does.
+            or with random ones where it has none; `random` always does.
         train: how it is trained.
         distill: how it learns from the full model.
     """
@@ -49,8 +50,17 @@ class DistillLstm(Method):
         """Fits every model; its result has no transformer layers.
 
         Raises:
-            ModelError: `train.frozen_layers` is more than none.
+            ModelError: `train.frozen_layers` is more than none, or the student is wider than the embeddings it is to
+                begin with.
         """
+        if self.embeddings == "teacher" and 0 < shape.hidden < self.embedding_size:
+            raise ModelError(
+                f"the teacher's embeddings have {shape.hidden} dimensions",
+                field=f"{self.name}.embedding_size",
+                value=self.embedding_size,
+                valid=[f"1 to {shape.hidden}"],
+                hint="Or set embeddings: random",
+            )
         from lspm_ray.models.lstm import LstmConfig
 
         made = replace(shape, model_type=LstmConfig.model_type, layers=0)

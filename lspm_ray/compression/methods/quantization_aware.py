@@ -6,7 +6,6 @@ from typing import ClassVar
 from lspm_ray.compression.method import Context, Method
 from lspm_ray.errors import ModelError
 from lspm_ray.models.directory import load_model, load_tokenizer, save_model
-from lspm_ray.models.pruned import PrunedConfig
 from lspm_ray.models.shape import Shape
 from lspm_ray.training.config import DistillConfig, TrainConfig
 
@@ -33,8 +32,8 @@ class QuantizationAware(Method):
         Raises:
             ModelError: the model has no transformer layers, or fewer than `train.frozen_layers`.
         """
-        if not shape.layers and shape.model_type != PrunedConfig.model_type:
-            raise ModelError("the model has no transformer layers", field="model_type", value=shape.model_type)
+        if not shape.layers:
+            raise ModelError("the model has no transformer layers", field="model_type", value=shape.family)
         shape.check_frozen(self.train.frozen_layers, f"{self.name}.train.frozen_layers")
         return shape
 

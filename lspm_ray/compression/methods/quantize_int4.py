@@ -32,11 +32,11 @@ class QuantizeInt4(Method):
         Raises:
             ModelError: a bag of n-grams, or an LSTM, for which ONNX Runtime has no product of four bits.
         """
-        if shape.model_type == "lspm_lstm":
+        if shape.family == "lspm_lstm":
             raise ModelError(
                 "the weights of an LSTM cannot have four bits",
                 field="model_type",
-                value=shape.model_type,
+                value=shape.family,
                 hint="Take quantize_int8",
             )
         return check_export(shape)

@@ -42,11 +42,11 @@ class QuantizeStatic(MixedInt8):
         Raises:
             ModelError: a bag of n-grams, or an LSTM, which ONNX Runtime quantises at run time only.
         """
-        if shape.model_type == "lspm_lstm":
+        if shape.family == "lspm_lstm":
             raise ModelError(
                 "an LSTM cannot have fixed scales",
                 field="model_type",
-                value=shape.model_type,
+                value=shape.family,
                 hint="Take quantize_int8",
             )
         return super().check(shape)

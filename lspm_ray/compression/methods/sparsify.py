@@ -44,7 +44,7 @@ class Sparsify(SparsityConfig, Method):
         Raises:
             ModelError: the model's family is not one of them.
         """
-        check_linears(shape.model_type)
+        check_linears(shape.model_type, shape.inside)
         return shape
 
     def apply(self, source: Path, target: Path, context: Context) -> None:

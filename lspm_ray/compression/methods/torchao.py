@@ -52,7 +52,7 @@ class Torchao(Method):
         """Fits models with linear layers.
 
         Raises:
-            ModelError: those of this family have none to speak of.
+            ModelError: those of this family have none to speak of, or `group_size` does not divide them.
         """
         if shape.family in _NOT_LINEAR:
             raise ModelError(
@@ -60,6 +60,14 @@ class Torchao(Method):
                 field="model_type",
                 value=shape.family,
             )
+        if self.scheme == "int4_weight_only":
+            for width in filter(None, (shape.hidden, shape.neurons)):
+                if width % self.group_size:
+                    raise ModelError(
+                        f"matrices of {width} columns cannot be divided into such groups",
+                        field=f"{self.name}.group_size",
+                        value=self.group_size,
+                    )
         return shape
 
     def apply(self, source: Path, target: Path, context: Context) -> None:

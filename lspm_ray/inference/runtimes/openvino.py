@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lspm_ray.errors import ModelError
 from lspm_ray.inference.batching import CPU_BATCH_TOKENS, CPU_CALL_TOKENS
 from lspm_ray.inference.predictor import PaddedPredictor, Predictor, Runtime, pad_id_of
-from lspm_ray.inference.runtimes.onnxruntime import ONNX_FILE
+from lspm_ray.inference.runtimes.onnxruntime import ONNX_FILE, check_external_data
 from lspm_ray.library import Library
 from lspm_ray.models.directory import read_labels
 
@@ -25,13 +25,14 @@ class OpenvinoRuntime(Runtime):
         """Load `model.onnx`; it has no use for a GPU.
 
         Raises:
-            ModelError: the directory has no `model.onnx`.
+            ModelError: the directory has no `model.onnx`, or its weights lie outside the directory.
         """
         import openvino
 
         file = directory / ONNX_FILE
         if not file.is_file():
             raise ModelError(f"no {ONNX_FILE}: this variant was not exported", field="runtime", value=str(directory))
+        check_external_data(file)
         options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
