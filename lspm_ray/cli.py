@@ -74,6 +74,7 @@ _stage_command("finetune", "Fine-tune the pretrained model, data-parallel.")
 _stage_command("compress", "Make every compressed variant.")
 _stage_command("profile", "Measure quality, latency, throughput and memory of every variant here.")
 _stage_command("select", "Choose what to serve and certify it.")
+_stage_command("gears", "Plan points, replicas and batch sizes for a range of request rates.")
 _stage_command("run", "All stages, and the report.")
 
 

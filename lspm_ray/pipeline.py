@@ -21,6 +21,7 @@ from lspm_ray.profiling.profile import profile
 from lspm_ray.progress import Report
 from lspm_ray.report.build import build_report
 from lspm_ray.report.text.build import build_pretraining_report
+from lspm_ray.selection.gears import make_gears
 from lspm_ray.selection.select import check_feasible, select
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
@@ -218,11 +219,17 @@ class Pipeline:
         )
 
     @cached_property
+    def gears(self) -> Artifact:
+        """What to serve at which load."""
+        config = self.chosen.gears.as_served(self.chosen.serve.inline_latency_ms, self.chosen.serve.ingress.threads)
+        return make_gears(config, self.profile, self.select, self.store, self.report)
+
+    @cached_property
     def report_page(self) -> Artifact:
         """report.html and report.json."""
         made = self.gain if "gain" in self.settings.stages else None
         found = (self.prepare, self.finetune, self.profile, self.outputs, self.select)
-        return build_report(*found, self.store, self.chosen.report, made)
+        return build_report(*found, self.store, self.chosen.report, made, self.gears)
 
     def stage(self, name: str) -> Any:
         """The result of a stage by its name."""

@@ -20,6 +20,7 @@ from lspm_ray.errors import ConfigError
 from lspm_ray.models.source import ModelConfig
 from lspm_ray.profiling.profile import ProfileConfig
 from lspm_ray.report.config import ReportConfig
+from lspm_ray.selection.gears import GearsConfig
 from lspm_ray.selection.select import SelectConfig
 from lspm_ray.serving.config import OfflineConfig, ServeConfig
 from lspm_ray.tasks import Task
@@ -56,6 +57,7 @@ class Settings(Config):
     compress: CompressConfig = CompressConfig()
     profile: ProfileConfig = ProfileConfig()
     select: SelectConfig = SelectConfig()
+    gears: GearsConfig = GearsConfig()
     report: ReportConfig = ReportConfig()
     serve: ServeConfig = ServeConfig()
     predict: OfflineConfig = OfflineConfig()
@@ -113,7 +115,7 @@ class Settings(Config):
             ("prepare", labelled),
             ("finetune", labelled),
             ("gain", labelled and self.pretrain is not None and self.finetune.compare_scratch),
-            *((name, labelled) for name in ("compress", "profile", "select", "report")),
+            *((name, labelled) for name in ("compress", "profile", "select", "gears", "report")),
         ]
         return tuple(name for name, there in present if there)
 

@@ -49,7 +49,7 @@ _FITS_THE_MODEL = ("compress.", "finetune.frozen_layers")
 _MOST_COUNTED = 1_000_000
 _DISTRIBUTED_CPUS = 0.01
 """What a trial holds that only waits for workers of its own."""
-_RESTS = {"profile", "select", "report", "gain"}
+_RESTS = {"profile", "select", "gears", "report", "gain"}
 """Stages that no trial makes: whoever made them wants what they rest on."""
 _EXTENT = {"budget", "finalists", "seeds"}
 _EXECUTION = {"trial", "concurrent", "hang_s", "retry_failed", "use_winner"}

@@ -18,12 +18,15 @@ from lspm_ray.commands.serve import made, selected
 from lspm_ray.corpus.shards import labels, read_split
 from lspm_ray.errors import ConfigError
 from lspm_ray.serving.client import Client
+from lspm_ray.serving.config import OfflineConfig
 from lspm_ray.serving.deploy import url
 from lspm_ray.settings import Settings
 
 if TYPE_CHECKING:
     from lspm_ray.serving.schema import ServedAnswer
 
+_PATIENT_RETRIES = 20
+"""Of a file's requests: they come as fast as answers do, so that the endpoint has to slow them down now and then."""
 _SHOWN_CHARACTERS = 60
 _OVERRIDE = re.compile(rf"(output|({'|'.join(Settings.model_fields)})(\.\w+)+)=")
 
@@ -80,13 +83,13 @@ def predict(config: Path, overrides: Sequence[str], request: Request) -> None:
     if request.sample:
         texts, truth = _sample(settings, config, overrides, request.sample)
     with Client(request.url or url(settings.serve)) as client:
-        answers = [_timed(client, text) for text in texts]
+        answers = [_timed(client, text, settings.predict) for text in texts]
     _print(texts, truth, answers)
 
 
-def _timed(client: Client, text: str) -> tuple[ServedAnswer, float]:
+def _timed(client: Client, text: str, asked: OfflineConfig) -> tuple[ServedAnswer, float]:
     started = time.perf_counter()
-    answer = client.predict([text])[0]
+    answer = client.predict([text], max_risk=asked.max_risk, full=asked.full)[0]
     return answer, 1e3 * (time.perf_counter() - started)
 
 
@@ -113,7 +116,7 @@ def _print(texts: list[str], truth: list[str] | None, answers: list[tuple[Served
                 answer.label,
                 f"{answer.probability:.3f}",
                 answer.variant,
-                f"escalated: {answer.reason}" if answer.escalated else "yes",
+                _validated(answer),
                 score,
                 f"{latency_ms:.1f}",
             ]
@@ -121,6 +124,12 @@ def _print(texts: list[str], truth: list[str] | None, answers: list[tuple[Served
     certificate = answers[0][0].certificate_id
     print(f"answers under certificate {certificate}" if certificate else "answers of the full model")
     table(columns, rows)
+
+
+def _validated(answer: ServedAnswer) -> str:
+    if answer.escalated:
+        return f"escalated: {answer.reason}"
+    return f"degraded, at {answer.alpha:.2%}" if answer.degraded else "yes"
 
 
 def _short(text: str) -> str:
@@ -144,8 +153,11 @@ def _file(
             )
             finish(str(summary))
     else:
-        with Client(request.url or url(settings.serve)) as client, view.stage("predict") as finish:
-            summary = predict_file(client, source, target, columns, progress=_rows(view), csv=csv)
+        endpoint, asked = request.url or url(settings.serve), settings.predict
+        with Client(endpoint, retries=_PATIENT_RETRIES) as client, view.stage("predict") as finish:
+            summary = predict_file(
+                client, source, target, columns, _rows(view), csv, max_risk=asked.max_risk, full=asked.full
+            )
             finish(str(summary))
     print(f"wrote {target}")
 

@@ -15,6 +15,7 @@ from lspm_ray.config import load
 from lspm_ray.errors import ConfigError
 from lspm_ray.pipeline import NotMadeError, Pipeline, ReadOnlyStore
 from lspm_ray.report.build import PAGE_FILE
+from lspm_ray.selection.gears import read_gears
 from lspm_ray.settings import Settings
 from lspm_ray.sweep import NoWinnerError, read_sweep
 
@@ -22,8 +23,8 @@ _WORK = {"compress": ["variant", "teach", "unlabelled", "augment", "documents"],
 """Stages whose unfinished work is kept under other names."""
 _NEEDS = {name: name for name in ("documents", "tokenizer", "pretrain", "tune")} | {"blocks": "tokenizer"}
 """Section that a stage needs, where it is not `data`."""
-_WITHOUT_COMMAND = {"base", "text_report", "gain", "report"}
-"""Stages that are made along with the next one, or by `lspm run`."""
+_WITHOUT_COMMAND = {"base", "text_report", "gain", "gears", "report"}
+"""Stages that are made along with the next one, or by `lspm run`, and need no command of their own to go on."""
 
 
 def settings_from(config: Path, overrides: Sequence[str]) -> Settings:
@@ -148,7 +149,7 @@ def _print_plan(settings: Settings, wanted: Sequence[str], done: dict[str, Any])
 
 
 def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipeline, view: StageView) -> None:
-    from lspm_ray.commands.summary import print_decision, print_pretraining, print_sweep
+    from lspm_ray.commands.summary import print_decision, print_gears, print_pretraining, print_sweep
 
     stages = pipeline.settings.stages
     last = stages[-1] if stage == "run" else stage
@@ -160,6 +161,8 @@ def _conclude(config: Path, overrides: Sequence[str], stage: str, pipeline: Pipe
         print(f"report on text and pretraining: {pipeline.text_report.path(PAGE_FILE)}")
     if stage == "select" or last == "report":
         print_decision(pipeline)
+    if last in ("gears", "report"):
+        print_gears(read_gears(pipeline.gears))
     if last == "report":
         print(f"report: {pipeline.report_page.path(PAGE_FILE)}")
     if last == "tune":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from lspm_ray.commands.console import table
@@ -14,6 +15,7 @@ from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.report.build import PAGE_FILE
 from lspm_ray.report.markup import plain
 from lspm_ray.selection.break_even import BreakEven, slower
+from lspm_ray.selection.gears import GearTable, Shift
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.select import read_break_even, read_forgetting, read_plan
 from lspm_ray.sweep import read_sweep
@@ -65,6 +67,34 @@ def _named(changes: Sequence[ClassChange]) -> str:
     worst = sorted(changes, key=lambda change: -change.drop)
     named = [f"{plain(change.label)} by {100 * change.drop:.1f} points" for change in worst[:MOST_CLASSES]]
     return ", ".join(named) + (f" and {len(worst) - MOST_CLASSES} more" if len(worst) > MOST_CLASSES else "")
+
+
+def print_gears(found: GearTable) -> None:
+    """Print what to serve at which load."""
+    columns = ["requests/s", "served by", "alpha", "escalated"]
+    columns += ["ingress", "replicas", "batch", "CPUs", "p99 ms", "load"]
+    print(f"gears for a p99 of {found.slo_ms:g} ms (predicted from the measured profile)")
+    table(columns, [_gear(shift) for shift in found.shifts if shift.gear is not None])
+    without = [shift for shift in found.shifts if shift.gear is None]
+    for reason, same in groupby(without, key=lambda shift: shift.reason):
+        print(f"  none for {', '.join(f'{shift.rate:g}' for shift in same)} requests/s: {reason}")
+
+
+def _gear(shift: Shift) -> list[str]:
+    gear, expected = shift.gear, shift.expected
+    assert gear is not None and expected is not None  # noqa: S101
+    return [
+        f"{shift.rate:g}",
+        " → ".join(gear.stages),
+        "full" if gear.alpha is None else f"{gear.alpha:.2%}{' (degraded)' if gear.degraded else ''}",
+        f"{gear.escalation_rate:.1%}",
+        str(gear.ingress_replicas),
+        ", ".join(f"{name} {count}" for name, count in gear.replicas.items()),
+        str(gear.max_batch_size),
+        f"{gear.cpus:g}",
+        f"{expected.p99_ms:.3g}",
+        f"{shift.rate / gear.capacity:.0%}",
+    ]
 
 
 def print_sweep(pipeline: Pipeline) -> None:

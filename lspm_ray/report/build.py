@@ -37,6 +37,7 @@ from lspm_ray.report.findings import (
     Training,
 )
 from lspm_ray.report.page import render
+from lspm_ray.selection.gears import read_gears
 from lspm_ray.selection.options import Option, best_of_each
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
@@ -67,6 +68,7 @@ def build_report(
     store: ArtifactStore,
     config: ReportConfig,
     gain: Artifact | None = None,
+    gears: Artifact | None = None,
 ) -> Artifact:
     """Write the report.
 
@@ -79,6 +81,7 @@ def build_report(
         store: where the artifact goes.
         config: what is shown of single rows.
         gain: what pretraining gave, if that was measured.
+        gears: what to serve at which load, if that was planned.
 
     Returns:
         Artifact with `report.html` (self-contained, no JavaScript) and `report.json` (every number of the page).
@@ -89,10 +92,11 @@ def build_report(
     named = {"data": data, "full": full, "profile": profile, "select": select}
     named |= {f"outputs.{name}": artifact for name, artifact in outputs.items()}
     named |= {} if gain is None else {"gain": gain}
+    named |= {} if gears is None else {"gears": gears}
     parents = {role: artifact.digest for role, artifact in named.items()}
 
     def build(draft: Draft) -> None:
-        findings = gather(data, full, profile, outputs, select, config, gain)
+        findings = gather(data, full, profile, outputs, select, config, gain, gears)
         write_report(draft, findings, render(findings))
 
     return store.make(STAGE, {"report": config.model_dump(mode="json")}, parents, build)
@@ -113,6 +117,7 @@ def gather(
     select: Artifact,
     config: ReportConfig,
     gain: Artifact | None = None,
+    gears: Artifact | None = None,
 ) -> Findings:
     """Read the artifacts and work out what the page shows. Arguments as in `build_report`."""
     table = read_profile(profile)
@@ -120,6 +125,7 @@ def gather(
     models = list(dict.fromkeys([FULL, *(stage.model.name for stage in plan.stages)]))
     sources = {"data": data, "full model": full, "profile": profile}
     sources |= {f"outputs of {name}": artifact for name, artifact in outputs.items()} | {"plan": select}
+    sources |= {} if gears is None else {"gears": gears}
     answers = _Answers.read(outputs)
     return Findings(
         date=max(artifact.manifest.created_utc for artifact in sources.values()),
@@ -146,6 +152,7 @@ def gather(
         flips=answers.flips(),
         flipped=_flipped(answers, plan.labels, data, config),
         break_even=read_break_even(select) if _has(select, BREAK_EVEN_FILE) else [],
+        gears=None if gears is None else read_gears(gears),
         data=data_summary(data.read_json(STATS_FILE), data.manifest.config),
         lineage=_lineage(sources, table.variants),
     )

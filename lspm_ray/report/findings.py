@@ -13,6 +13,7 @@ from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.metrics import Bin, Comparison, Estimate
 from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.selection.break_even import BreakEven
+from lspm_ray.selection.gears import GearTable
 from lspm_ray.selection.options import Option
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import Certified
@@ -208,6 +209,7 @@ class Findings(Config):
         flips: how many rows of the selection split each variant flips.
         flipped: those that most variants flip.
         break_even: when each variant pays.
+        gears: what to serve at which load; None where that was not planned.
         rounds: of the speed measurement.
         hardware: where speeds were measured.
     """
@@ -236,6 +238,7 @@ class Findings(Config):
     flips: list[Flips] = Field(default_factory=list)
     flipped: list[FlippedRow] = Field(default_factory=list)
     break_even: list[BreakEven] = Field(default_factory=list)
+    gears: GearTable | None = None
     data: DataSummary
     lineage: list[Source]
 

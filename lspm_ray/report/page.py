@@ -16,6 +16,7 @@ from lspm_ray.report.figures.risk import risk_curve
 from lspm_ray.report.figures.series import short
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.frame import Section, figure, page, tiles, verdict
+from lspm_ray.report.gears import gears
 from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.training.gain import Gain
 
@@ -258,6 +259,10 @@ def _pays(findings: Findings) -> Child:
     return compression.pays(findings.break_even)
 
 
+def _load(findings: Findings) -> Child:
+    return None if findings.gears is None else gears(findings.gears)
+
+
 def _calibration(findings: Findings) -> Child:
     drawn = [
         figure(
@@ -345,6 +350,7 @@ _SECTIONS: list[tuple[str, str, Callable[[Findings], Child]]] = [
     ("certificate", "Certificate", _certificate),
     ("rejected", "Why the others are not served", _rejected),
     ("when-it-pays", "When a cascade pays", _pays),
+    ("load", "What to serve at which load", _load),
     ("classes", "What compression forgets", _classes),
     ("calibration", "Calibration", _calibration),
     ("confusion", "Confusion", _confusion),

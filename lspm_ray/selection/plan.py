@@ -181,6 +181,7 @@ class PlanStage(Config):
         threshold: accept where the validator's score >= threshold; None for the last stage: it always answers.
         batch_1_latency_ms: measured median; serving keeps a cheap first stage inside the ingress replica.
         cost: seconds of this machine per example at the best batch size, relative to full.
+        rows_per_s: measured throughput of one replica at its best batch size; None where it was not measured.
     """
 
     model: ModelRef
@@ -188,6 +189,7 @@ class PlanStage(Config):
     threshold: float | None
     batch_1_latency_ms: float = Field(ge=0)
     cost: float = Field(ge=0)
+    rows_per_s: float | None = Field(None, gt=0)
 
 
 class Plan(Config):

@@ -364,6 +364,7 @@ class _Decision:
             threshold=threshold,
             batch_1_latency_ms=latency,
             cost=profile.cost,
+            rows_per_s=profile.speed.best_rows_per_s if profile.speed else None,
         )
 
     def _temperature(self, name: str) -> float:

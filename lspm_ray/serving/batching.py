@@ -14,6 +14,9 @@ from lspm_ray.serving.cascade import QueueFull, StageDown
 
 T = TypeVar("T")
 
+_WEIGHT = 0.2
+"""Of the latest call in the moving average of seconds per row."""
+
 
 class Rows(Protocol):
     """A result with one row per input that can be cut into pieces: list, array, `Verdicts`."""
@@ -55,6 +58,15 @@ class Batcher(Generic[T, R]):
         self._queue: deque[_Waiting[T]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self.waiting_rows = 0
+        self._row_s = 0.0
+
+    def has_room(self, rows: int) -> bool:
+        """Whether this many more rows may wait; one caller may always."""
+        return self._max_waiting is None or not self._queue or self.waiting_rows + rows <= self._max_waiting
+
+    def wait_s(self) -> float:
+        """Seconds that what is waiting will take, by what rows took lately; 0 before the first call has ended."""
+        return self.waiting_rows * self._row_s
 
     async def submit(self, rows: Sequence[T]) -> R:
         """The result for `rows`, computed together with others'.
@@ -64,8 +76,8 @@ class Batcher(Generic[T, R]):
             StageDown: the batch was cancelled.
             Exception: what `run` raised for the batch.
         """
-        if self._max_waiting is not None and self._queue and self.waiting_rows + len(rows) > self._max_waiting:
-            raise QueueFull(f"{self.waiting_rows} rows are waiting")
+        if not self.has_room(len(rows)):
+            raise QueueFull(f"{self.waiting_rows} rows are waiting", retry_after_s=self.wait_s())
         waiting = _Waiting(rows, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self.waiting_rows += len(rows)
@@ -103,8 +115,11 @@ class Batcher(Generic[T, R]):
         return batch
 
     async def _compute(self, batch: list[_Waiting[T]]) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             result = await self._run([row for waiting in batch for row in waiting.rows])
+            self._observe(clock() - began, sum(len(waiting.rows) for waiting in batch))
             start = 0
             for waiting in batch:
                 end = start + len(waiting.rows)
@@ -118,6 +133,11 @@ class Batcher(Generic[T, R]):
                 raise
         except Exception as error:
             _fail(batch, error)
+
+    def _observe(self, seconds: float, rows: int) -> None:
+        # Calls that run at the same time share their duration.
+        row_s = seconds / max(1, rows) / max(1, len(self._running))
+        self._row_s = row_s if self._row_s == 0 else (1 - _WEIGHT) * self._row_s + _WEIGHT * row_s
 
 
 def _fail(batch: Sequence[_Waiting[T]], error: Exception) -> None:

@@ -2,17 +2,22 @@
 
 Pure: it knows the plan and three functions (encode, first, last), not where they run. The endpoint and offline
 prediction run this same code, so an answer does not depend on the way it was asked for.
+
+Where the last model has no capacity left, a request is answered under the next more lenient point of the certificate,
+and refused when there is none (docs/load.md). No answer is ever accepted below the most lenient point.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.corpus.clean import normalize
 from lspm_ray.evaluation.calibration import softmax
 from lspm_ray.selection.plan import Plan
@@ -22,7 +27,8 @@ from lspm_ray.validators import Validator
 Logits = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Awaitable[list[Encoded]]]
 Stage = Callable[[Sequence[Encoded]], Awaitable[Logits]]
-Reason = Literal["low_score", "invalid_output", "error", "timeout"]
+Reason = Literal["low_score", "invalid_output", "error", "timeout", "requested"]
+Cause = Literal["queue", "budget", "deadline"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +46,33 @@ class EmptyText(ValueError):  # noqa: N818
 
 
 class QueueFull(Exception):  # noqa: N818
-    """So much is waiting that another request would not be answered in time."""
+    """So much is waiting that another request would not be answered in time.
+
+    Args:
+        message: what is full.
+        retry_after_s: when it may be tried again; None if nobody knows.
+        cause: what stood in the way.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, cause: Cause = "queue") -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.cause = cause
+
+
+class NotServed(ValueError):  # noqa: N818
+    """The plan cannot give what a request asks for.
+
+    Args:
+        field: of the request.
+        message: what is asked for and not there.
+        hint: what can be had.
+    """
+
+    def __init__(self, field: Literal["max_risk", "full"], message: str, hint: str) -> None:
+        super().__init__(message)
+        self.field = field
+        self.hint = hint
 
 
 class StageDown(Exception):  # noqa: N818
@@ -106,7 +138,13 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class CascadeAnswer:
-    """One answer with where it comes from."""
+    """One answer with where it comes from.
+
+    Attributes:
+        alpha: of the certified point that it was given under; None where nothing had to be certified.
+        degraded: it was accepted only because the last model had no capacity left, under a more lenient point than the
+            request's own.
+    """
 
     label: str
     probability: float
@@ -114,6 +152,53 @@ class CascadeAnswer:
     escalated: bool
     validator_score: float | None
     reason: Reason | None
+    alpha: float | None = None
+    degraded: bool = False
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a request asks of its answers.
+
+    Attributes:
+        max_risk: largest risk that it bears; None takes the plan's default point.
+        full: the full model is to answer.
+        deadline: on the clock of the event loop, in seconds; None if the answer may come late.
+    """
+
+    max_risk: float | None = None
+    full: bool = False
+    deadline: float | None = None
+
+
+NO_NEEDS = Needs()
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A certified point, as far as the cascade has to know it.
+
+    Attributes:
+        alpha: of the certificate; None where nothing was certified.
+        threshold: accept where score >= threshold; None accepts every answer.
+    """
+
+    alpha: float | None
+    threshold: float | None
+
+
+class Admission(Protocol):
+    """Decides whether the last stage may be sent more now: see `lspm_ray.serving.budget.Gate`."""
+
+    def enter(self, rows: int, deadline: float | None) -> None:
+        """Let rows through.
+
+        Raises:
+            QueueFull: not now.
+        """
+
+    def give_back(self, rows: int) -> None:
+        """Rows that were let through were not sent after all."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +224,70 @@ class Rules:
     def alone(self) -> bool:
         """One model answers everything."""
         return len(self.plan.stages) == 1
+
+    @cached_property
+    def rungs(self) -> tuple[Rung, ...]:
+        """Every point that can be served, from strict to lenient."""
+        if not self.plan.points:
+            return (Rung(None, self.plan.stages[0].threshold),)
+        points = (Rung(point.alpha, point.threshold) for point in self.plan.points)
+        return tuple(rung for rung in points if not self.alone or rung.threshold is None)
+
+    @cached_property
+    def has_full(self) -> bool:
+        """The last model is the one that answers are compared with."""
+        return self.plan.certificate_id is None or self.plan.stages[-1].model.name == FULL
+
+    def ladder(self, needs: Needs, max_alpha: float | None = None) -> tuple[Rung, ...]:
+        """The points that a request may be answered under: its own, then those that overload may lead to.
+
+        Args:
+            needs: of the request. With `max_risk` its own is the most lenient point that keeps it, and the only one.
+            max_alpha: overload leads to no point beyond this; None: to every certified one.
+
+        Raises:
+            NotServed: no certified point keeps `max_risk`.
+        """
+        if needs.max_risk is not None and self.plan.points:
+            kept = [rung for rung in self.rungs if rung.alpha is not None and rung.alpha <= needs.max_risk]
+            if not kept:
+                raise self._uncertified(needs.max_risk)
+            return (kept[-1],)
+        default = self.plan.default
+        if default is None:
+            return self.rungs
+        own = Rung(default.alpha, default.threshold)
+        limit = np.inf if max_alpha is None else max_alpha
+        return (own, *(r for r in self.rungs if r.alpha is not None and default.alpha < r.alpha <= limit))
+
+    def check(self, needs: Needs) -> None:
+        """Refuse what the plan cannot give, before any work.
+
+        Raises:
+            NotServed: says what is not there.
+        """
+        if needs.full and not self.has_full:
+            raise NotServed(
+                "full",
+                f"this plan does not hold the full model: {self.plan.stages[-1].model.name} has the last word",
+                "Leave `full` out",
+            )
+        if not needs.full:
+            self.ladder(needs)
+
+    def _uncertified(self, max_risk: float) -> NotServed:
+        valid = ", ".join(f"{rung.alpha:g}" for rung in self.rungs)
+        hint = f"Certified here: {valid}" + ("; or ask for the full model (`full`)" if self.has_full else "")
+        return NotServed("max_risk", f"no answers are certified to a risk of {max_risk:g} or less", hint)
+
+    def decide(self, verdicts: Verdicts, rung: Rung) -> Verdicts:
+        """The same verdicts under another threshold; what is escalated for another reason than its score stays so."""
+        accepted = accept(verdicts.scores, rung.threshold)
+        reasons: list[Reason | None] = [
+            reason if reason not in (None, "low_score") else None if passed else "low_score"
+            for reason, passed in zip(verdicts.reasons, accepted, strict=True)
+        ]
+        return replace(verdicts, reasons=reasons)
 
     def judge(self, inputs: Sequence[Encoded], logits: Logits) -> Verdicts:
         """Score and accept or escalate the first variant's output for `inputs`."""
@@ -171,10 +320,18 @@ class Cascade:
         encode: texts to token ids.
         stages: one function per stage of the plan, token ids to logits [rows, labels].
         first_timeout_s: how long the first of two stages may take.
+        gate: says when the last of two stages can take no more; None: it always can.
+        max_alpha: overload leads to no more lenient point than this; None: to every certified one.
     """
 
     def __init__(
-        self, rules: Rules, encode: Encode, stages: Sequence[Stage], first_timeout_s: float | None = None
+        self,
+        rules: Rules,
+        encode: Encode,
+        stages: Sequence[Stage],
+        first_timeout_s: float | None = None,
+        gate: Admission | None = None,
+        max_alpha: float | None = None,
     ) -> None:
         if len(stages) != len(rules.plan.stages):
             raise ValueError(f"the plan has {len(rules.plan.stages)} stages, got functions for {len(stages)}")
@@ -182,17 +339,34 @@ class Cascade:
         self.encode = encode
         self.stages = list(stages)
         self.first_timeout_s = first_timeout_s
+        self.gate = gate
+        self.max_alpha = max_alpha
 
-    async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
+    async def answer(self, texts: Sequence[str], needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
         """An answer for each text, in order.
 
         Args:
             texts: as `clean` leaves them.
+            needs: of the request.
 
         Raises:
+            NotServed: the plan cannot give what is needed.
+            QueueFull: there is no capacity, not even for the most lenient point.
             StageDown: the stage with the last word gave no usable output for some text.
         """
-        return await self.finish(await self.judge(texts))
+        self.rules.check(needs)
+        verdicts = await (self.skip(texts) if needs.full else self.judge(texts))
+        return await self.finish(verdicts, needs)
+
+    async def skip(self, texts: Sequence[str]) -> Verdicts:
+        """Leave the texts to the last stage without asking the first.
+
+        Raises:
+            StageDown: the only stage failed.
+        """
+        if self.rules.alone:
+            return await self.judge(texts)
+        return self.rules.refuse(await self.encode(texts), "requested")
 
     async def judge(self, texts: Sequence[str]) -> Verdicts:
         """Ask the first stage. With a single stage its failure is final; with two it escalates.
@@ -217,19 +391,46 @@ class Cascade:
             _log.error("first variant failed, escalating %d texts: %r", len(inputs), error)
             return self.rules.refuse(inputs, "error")
 
-    async def finish(self, verdicts: Verdicts) -> list[CascadeAnswer]:
+    async def finish(self, verdicts: Verdicts, needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
         """Escalate what was not accepted, all in one call, and put the answers together.
 
+        When the last stage cannot take them, the request's texts are looked at under the next more lenient point.
+
         Raises:
+            QueueFull: what even the most lenient point escalates cannot be taken.
             StageDown: the last stage gave no usable output.
         """
-        rest = [row for row, reason in enumerate(verdicts.reasons) if reason is not None]
-        if self.rules.alone or not rest:
-            return self._answers(verdicts)
-        logits = await self._last([verdicts.inputs[row] for row in rest])
+        ladder = self.rules.ladder(Needs() if needs.full else needs, self.max_alpha)
+        if self.rules.alone:
+            return self._answers(verdicts, verdicts, ladder)
+        refused, rows = QueueFull("no point was tried"), len(verdicts) + 1
+        for rung in ladder:
+            decided = self.rules.decide(verdicts, rung)
+            rest = [row for row, reason in enumerate(decided.reasons) if reason is not None]
+            if len(rest) == rows:
+                continue  # a point that helps none of these texts
+            rows = len(rest)
+            try:
+                return self._answers(verdicts, await self._escalated(decided, rest, needs), ladder)
+            except QueueFull as error:
+                refused = error
+        raise refused
+
+    async def _escalated(self, verdicts: Verdicts, rest: Sequence[int], needs: Needs) -> Verdicts:
+        """With the last stage's probabilities in the rows of `rest`."""
+        if not rest:
+            return verdicts
+        if self.gate is not None:
+            self.gate.enter(len(rest), needs.deadline)
+        try:
+            logits = await self._last([verdicts.inputs[row] for row in rest])
+        except QueueFull:
+            if self.gate is not None:
+                self.gate.give_back(len(rest))
+            raise
         probabilities = verdicts.probabilities.copy()
         probabilities[rest] = softmax(logits, self.rules.plan.stages[-1].temperature)
-        return self._answers(Verdicts(verdicts.inputs, probabilities, verdicts.scores, verdicts.reasons))
+        return replace(verdicts, probabilities=probabilities)
 
     async def _last(self, inputs: Sequence[Encoded]) -> Logits:
         logits = await self.stages[-1](inputs)
@@ -237,18 +438,25 @@ class Cascade:
             raise StageDown(f"{self.rules.plan.stages[-1].model.name} returned an output that is not usable")
         return logits
 
-    def _answers(self, verdicts: Verdicts) -> list[CascadeAnswer]:
+    def _answers(self, judged: Verdicts, decided: Verdicts, ladder: Sequence[Rung]) -> list[CascadeAnswer]:
         plan, alone = self.rules.plan, self.rules.alone
         first, last = plan.stages[0].model.name, plan.stages[-1].model.name
-        found = self.rules.task.decode(verdicts.probabilities, plan.labels)
-        return [
-            CascadeAnswer(
-                label=answer.label,
-                probability=answer.probability,
-                variant=first if alone or reason is None else last,
-                escalated=not alone and reason is not None,
-                validator_score=None if np.isnan(score) else float(score),
-                reason=None if alone else reason,
+        found = self.rules.task.decode(decided.probabilities, plan.labels)
+        # The strictest point of the ladder under which each score is accepted.
+        needed = np.argmax([accept(judged.scores, rung.threshold) for rung in ladder], axis=0)
+        answers = []
+        for answer, score, reason, rung in zip(found, decided.scores, decided.reasons, needed, strict=True):
+            accepted = reason is None or alone
+            answers.append(
+                CascadeAnswer(
+                    label=answer.label,
+                    probability=answer.probability,
+                    variant=first if accepted else last,
+                    escalated=not accepted,
+                    validator_score=None if np.isnan(score) else float(score),
+                    reason=None if alone else reason,
+                    alpha=None if reason == "requested" else ladder[rung if accepted else 0].alpha,
+                    degraded=accepted and rung > 0,
+                )
             )
-            for answer, score, reason in zip(found, verdicts.scores, verdicts.reasons, strict=True)
-        ]
+        return answers

@@ -31,7 +31,7 @@ class Client:
         batch_size: texts per request; at most the endpoint's `limits.max_texts`.
         max_characters: per request, so that a batch of long texts stays below the endpoint's `limits.max_body_bytes`.
         timeout_s: for one request.
-        retries: how often a request is sent again after a broken connection, 429 or 503.
+        retries: how often a request is sent again after a broken connection, 429 or 503; one with a deadline is not.
         transport: for tests.
     """
 
@@ -64,15 +64,30 @@ class Client:
         """Close the connection."""
         self._http.close()
 
-    def predict(self, texts: Sequence[str]) -> list[ServedAnswer]:
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        max_risk: float | None = None,
+        deadline_ms: float | None = None,
+        full: bool = False,
+    ) -> list[ServedAnswer]:
         """An answer for each text, in order; long lists are sent in several requests.
+
+        Args:
+            texts: to be answered.
+            max_risk: largest risk that the answers may have; None for the plan's default.
+            deadline_ms: of each request, after which its answers are of no use; None for none.
+            full: let the full model answer.
 
         Raises:
             EndpointError: no connection, or the endpoint refused: with its own words.
         """
         answers: list[ServedAnswer] = []
+        given = {"max_risk": max_risk, "deadline_ms": deadline_ms, "full": full or None}
+        needs = {key: value for key, value in given.items() if value is not None}
         for batch in self._batches(texts):
-            response = self._ask("POST", "/v1/predict", PredictResponse, {"texts": batch})
+            response = self._ask("POST", "/v1/predict", PredictResponse, {"texts": batch, **needs})
             if len(response.answers) != len(batch):
                 raise EndpointError(f"{len(batch)} texts were sent, {len(response.answers)} answers came back")
             answers += response.answers
@@ -119,7 +134,7 @@ class Client:
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
         for attempt in range(self.retries + 1):
-            final = attempt == self.retries
+            final = attempt == self.retries or (body is not None and "deadline_ms" in body)
             try:
                 response = self._http.request(method, path, json=body)
             except httpx2.TimeoutException:

@@ -1,5 +1,6 @@
 """Settings of the endpoint."""
 
+import math
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -74,6 +75,23 @@ class Limits(Config):
     retry_after_s: int = Field(default=1, ge=1)
 
 
+class EscalationConfig(Config):
+    """What the last of two models may be sent, so that a surge of hard texts does not bury it (docs/load.md).
+
+    Attributes:
+        rate: texts per second, of all ingress replicas together; None: what one replica was measured to do, times
+            `variant.max_replicas`.
+        burst: texts that each ingress replica may send at once after a quiet time; None: one second of its rate, and at
+            least `limits.max_texts`.
+        max_alpha: when more would have to be escalated, answers are given under more lenient certified points, up to
+            this alpha; None for all of them, 0 to refuse requests instead.
+    """
+
+    rate: float | None = Field(default=None, gt=0)
+    burst: int | None = Field(default=None, ge=1)
+    max_alpha: float | None = Field(default=None, ge=0, lt=1)
+
+
 class ServeConfig(Config):
     """The endpoint.
 
@@ -84,6 +102,7 @@ class ServeConfig(Config):
         ingress: replicas that hold the router, the tokenizer and, when it is cheap, the first variant.
         variant: replicas of every other variant.
         limits: what a request may ask for.
+        escalation: what the last of two models may be sent.
         max_batch_size: texts that a replica computes together.
         batch_wait_ms: how long a variant's replica waits for more work before it computes.
         max_queued_texts: texts waiting for a variant, per ingress replica; beyond, requests get 429.
@@ -100,6 +119,7 @@ class ServeConfig(Config):
     ingress: IngressConfig = IngressConfig()
     variant: VariantConfig = VariantConfig()
     limits: Limits = Limits()
+    escalation: EscalationConfig = EscalationConfig()
     max_batch_size: int = Field(default=64, ge=1)
     batch_wait_ms: float = Field(default=1.0, ge=0)
     max_queued_texts: int = Field(default=512, ge=1)
@@ -108,17 +128,40 @@ class ServeConfig(Config):
     hang_s: float = Field(default=60.0, gt=0)
     graceful_shutdown_s: float = Field(default=10.0, gt=0)
 
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> Self:
+        burst = self.escalation.burst
+        if burst is not None and burst < self.limits.max_texts:
+            raise ValueError(
+                f"escalation.burst must be at least limits.max_texts ({self.limits.max_texts}): "
+                "a request with more texts than that could never be answered"
+            )
+        return self
+
+    def escalation_budget(self, plan: Plan) -> tuple[float, int] | None:
+        """Rate and burst of one ingress replica's `Budget`; None where there is nothing to limit."""
+        measured = plan.stages[-1].rows_per_s
+        whole = self.escalation.rate or (measured and measured * self.variant.max_replicas)
+        if not whole or len(plan.stages) == 1:
+            return None
+        rate = whole / self.ingress.max_replicas
+        return rate, self.escalation.burst or max(self.limits.max_texts, math.ceil(rate))
+
 
 class OfflineConfig(Config):
-    """How `lspm predict --offline` uses the cluster.
+    """What `lspm predict` asks for, and how `--offline` uses the cluster.
 
     Attributes:
         actors: processes that hold the models; None for one per CPU that can be had.
         threads: CPU threads that each computes with.
+        max_risk: largest risk that the answers may have, also those of the endpoint; None takes the plan's default.
+        full: let the full model answer everything, also at the endpoint.
     """
 
     actors: int | None = Field(default=None, ge=1)
     threads: int = Field(default=1, ge=1)
+    max_risk: float | None = Field(default=None, ge=0, le=1)
+    full: bool = False
 
 
 def is_inline(plan: Plan, config: ServeConfig) -> bool:

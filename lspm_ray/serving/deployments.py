@@ -21,6 +21,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter
 
+from lspm_ray.serving.budget import Budget
 from lspm_ray.serving.bundle import Bundle, load_bundle
 from lspm_ray.serving.cascade import Logits, QueueFull, Rules, Stage, StageDown, usable
 from lspm_ray.serving.config import ReplicaConfig, ServeConfig
@@ -184,6 +185,7 @@ class Ingress:
             else:
                 self._remote.append(RemoteStage(stage.model.name, handle, settings.max_batch_size))
                 stages.append(self._remote[-1])
+        budget = settings.escalation_budget(bundle.plan)
         metrics = Metrics(serve.get_replica_context().replica_id.unique_id)
         self._engine = Engine(
             bundle.plan,
@@ -198,6 +200,8 @@ class Ingress:
             first_is_local="0" not in handles,
             first_timeout_s=settings.first_timeout_ms / 1000,
             not_ready=self._not_ready,
+            budget=Budget(*budget) if budget else None,
+            max_alpha=settings.escalation.max_alpha,
         )
         RayExport(metrics)
         gc.collect()

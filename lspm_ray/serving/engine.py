@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 from lspm_ray.inference.predictor import Predictor
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.serving.batching import Batcher
-from lspm_ray.serving.cascade import Cascade, CascadeAnswer, Logits, Rules, Stage, Verdicts, clean
+from lspm_ray.serving.budget import Budget, Gate, check_deadline
+from lspm_ray.serving.cascade import (
+    NO_NEEDS,
+    Cascade,
+    CascadeAnswer,
+    Logits,
+    Needs,
+    Rules,
+    Stage,
+    Verdicts,
+    clean,
+)
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.tasks import Encoded, Task
@@ -83,6 +94,10 @@ class Encoder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._task.encode, texts, self._copy)
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def _characters(texts: Sequence[str]) -> int:
     return sum(map(len, texts))
 
@@ -106,6 +121,8 @@ class Engine:
         first_is_local: the first stage computes in this process, one call at a time.
         first_timeout_s: after this the first variant counts as silent.
         not_ready: asks the remote stages.
+        budget: of rows that may be sent to the last of two stages; None for no limit but that of the queue.
+        max_alpha: overload leads to no more lenient point than this; None: to every certified one.
     """
 
     def __init__(
@@ -123,6 +140,8 @@ class Engine:
         first_is_local: bool = True,
         first_timeout_s: float | None = None,
         not_ready: NotReady | None = None,
+        budget: Budget | None = None,
+        max_alpha: float | None = None,
     ) -> None:
         self.plan = plan
         self.certificate = certificate
@@ -130,18 +149,30 @@ class Engine:
         self.metrics = metrics
         self._not_ready = not_ready
         last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, max_waiting)
-        self._cascade = Cascade(Rules.of(plan), encode, [*stages[:-1], last.submit], first_timeout_s)
+        gate = Gate(last, budget, _now)
+        self._cascade = Cascade(
+            Rules.of(plan), encode, [*stages[:-1], last.submit], first_timeout_s, gate=gate, max_alpha=max_alpha
+        )
         self._first: Batcher[str, Verdicts] = Batcher(
             self._cascade.judge, max_batch_size, 1 if first_is_local else calls, max_waiting
         )
 
-    async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
+    async def answer(self, texts: Sequence[str], needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
         """See `Core.answer`."""
-        if _characters(texts) > LONG_CHARACTERS:
-            verdicts = await self._cascade.judge(await asyncio.to_thread(clean, texts, self.plan.max_characters))
+        self._cascade.rules.check(needs)
+        if not needs.full:
+            check_deadline(self._first.wait_s(), self._first.waiting_rows, needs.deadline, _now)
+        return await self._cascade.finish(await self._judge(texts, needs), needs)
+
+    async def _judge(self, texts: Sequence[str], needs: Needs) -> Verdicts:
+        long = _characters(texts) > LONG_CHARACTERS
+        if long:
+            cleaned = await asyncio.to_thread(clean, texts, self.plan.max_characters)
         else:
-            verdicts = await self._first.submit(clean(texts, self.plan.max_characters))
-        return await self._cascade.finish(verdicts)
+            cleaned = clean(texts, self.plan.max_characters)
+        if needs.full and not self._cascade.rules.alone:
+            return await self._cascade.skip(cleaned)
+        return await (self._cascade.judge(cleaned) if long else self._first.submit(cleaned))
 
     async def not_ready(self) -> str | None:
         """See `Core.not_ready`."""

@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         ("escalated", pa.bool_()),
         ("validator_score", pa.float64()),
         ("reason", pa.string()),
+        ("alpha", pa.float64()),
+        ("degraded", pa.bool_()),
         ("certificate_id", pa.string()),
         ("error", pa.string()),
     ]
@@ -43,6 +45,8 @@ TARGETS = (".jsonl", ".parquet")
 _BATCH_ROWS = 64
 _IN_FLIGHT = 4
 _TOO_MUCH = (413, 422)
+_OF_ALL = ("max_risk", "full")
+"""What is refused for these is refused for every text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ def read_items(file: SourceFile, config: DataConfig) -> Iterator[Item]:
 class Asks(Protocol):
     """The part of a `Client` that is needed here."""
 
-    def predict(self, texts: Sequence[str]) -> list[ServedAnswer]:
+    def predict(self, texts: Sequence[str], *, max_risk: float | None = None, full: bool = False) -> list[ServedAnswer]:
         """An answer for each text, in order."""
 
 
@@ -131,6 +135,9 @@ def predict_file(
     text_columns: str | list[str],
     progress: Callable[[int], None] | None = None,
     csv: CsvFormat | None = None,
+    *,
+    max_risk: float | None = None,
+    full: bool = False,
 ) -> Summary:
     """Ask the endpoint about every row of a file; the output has one row per input row, in the same order.
 
@@ -143,6 +150,8 @@ def predict_file(
         text_columns: the column with the text, or several to be joined.
         progress: told the number of rows done so far.
         csv: how CSV files are written.
+        max_risk: see `Client.predict`.
+        full: see `Client.predict`.
 
     Raises:
         DataError: the source or target cannot be used.
@@ -155,7 +164,7 @@ def predict_file(
         counts = Counts(progress)
         pending: deque[Future[list[dict[str, Any]]]] = deque()
         for batch in _batches(items):
-            pending.append(pool.submit(answer_items, client, batch))
+            pending.append(pool.submit(answer_items, client, batch, max_risk, full))
             if len(pending) == _IN_FLIGHT:
                 counts.add(write(pending.popleft().result()))
         while pending:
@@ -163,10 +172,12 @@ def predict_file(
     return counts.summary()
 
 
-def answer_items(client: Asks, items: Sequence[Item]) -> list[dict[str, Any]]:
+def answer_items(
+    client: Asks, items: Sequence[Item], max_risk: float | None = None, full: bool = False
+) -> list[dict[str, Any]]:
     """Output rows for some items. A text that the endpoint refuses does not cost the others their answer."""
     asked = [item for item in items if item.text is not None]
-    answers = iter(_ask(client, [item.text or "" for item in asked]))
+    answers = iter(_ask(client, [item.text or "" for item in asked], max_risk, full))
     rows = []
     for item in items:
         found = next(answers) if item.text is not None else None
@@ -179,18 +190,18 @@ def answer_items(client: Asks, items: Sequence[Item]) -> list[dict[str, Any]]:
     return rows
 
 
-def _ask(client: Asks, texts: list[str]) -> list[ServedAnswer | str]:
+def _ask(client: Asks, texts: list[str], max_risk: float | None, full: bool) -> list[ServedAnswer | str]:
     """Answers, or the endpoint's refusal in its own words."""
     if not texts:
         return []
     try:
-        return list(client.predict(texts))
+        return list(client.predict(texts, max_risk=max_risk, full=full))
     except EndpointError as error:
-        if error.status not in _TOO_MUCH:
+        if error.status not in _TOO_MUCH or error.field in _OF_ALL:
             raise
         if len(texts) == 1:
             return [error.args[0]]
-        return [answer for text in texts for answer in _ask(client, [text])]
+        return [answer for text in texts for answer in _ask(client, [text], max_risk, full)]
 
 
 @contextmanager

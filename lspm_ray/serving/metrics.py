@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from lspm_ray.serving.cascade import CascadeAnswer
+from lspm_ray.serving.cascade import CascadeAnswer, Cause
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SCORE_BUCKETS = (
@@ -16,11 +16,13 @@ SCORE_BUCKETS = (
 FAMILIES = {
     "lspm_answers_total": "Answers by the variant that gave them and whether they were escalated.",
     "lspm_escalations_total": "Escalated answers by reason.",
+    "lspm_degraded_total": "Answers accepted under a more lenient point than the request's own, by its alpha.",
+    "lspm_refusals_total": "Requests refused for lack of capacity, by what stood in the way.",
     "lspm_responses_total": "HTTP responses by route and status.",
     "lspm_validator_score": "Validator scores of the first variant's answers.",
     "lspm_request_seconds": "Time from a request's headers to its response.",
 }
-COUNTERS = ("lspm_answers_total", "lspm_escalations_total", "lspm_responses_total")
+COUNTERS = tuple(name for name in FAMILIES if name.endswith("_total"))
 HISTOGRAMS = {"lspm_validator_score": SCORE_BUCKETS, "lspm_request_seconds": LATENCY_BUCKETS_S}
 
 Sample = tuple[str, tuple[tuple[str, str], ...], float]
@@ -72,8 +74,14 @@ class Metrics:
             self._counters["lspm_answers_total"][("variant", answer.variant), ("escalated", escalated)] += 1
             if answer.reason is not None:
                 self._counters["lspm_escalations_total"][("reason", answer.reason),] += 1
+            if answer.degraded:
+                self._counters["lspm_degraded_total"][("alpha", f"{answer.alpha:g}"),] += 1
             if answer.validator_score is not None:
                 scores.observe(answer.validator_score)
+
+    def refused(self, cause: Cause) -> None:
+        """Count a request that was refused for lack of capacity."""
+        self._counters["lspm_refusals_total"][("cause", cause),] += 1
 
     def responded(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP response."""

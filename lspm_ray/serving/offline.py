@@ -15,7 +15,17 @@ from lspm_ray.cluster import DATA_TASK_CPUS, preflight, totals
 from lspm_ray.corpus.config import CsvFormat, DataConfig
 from lspm_ray.corpus.sources import SourceFile
 from lspm_ray.serving.bundle import Bundle, load_bundle
-from lspm_ray.serving.cascade import Cascade, CascadeAnswer, EmptyText, Logits, Rules, Stage, clean
+from lspm_ray.serving.cascade import (
+    Cascade,
+    CascadeAnswer,
+    EmptyText,
+    Logits,
+    Needs,
+    NotServed,
+    Rules,
+    Stage,
+    clean,
+)
 from lspm_ray.serving.client import EndpointError
 from lspm_ray.serving.config import OfflineConfig
 from lspm_ray.serving.files import (
@@ -73,11 +83,16 @@ class LocalClient:
         predictors = [bundle.predictor(stage, threads) for stage in range(len(bundle.plan.stages))]
         return cls(bundle, predictors, bundle.tokenizer())
 
-    def predict(self, texts: Sequence[str]) -> list[ServedAnswer]:
+    def predict(self, texts: Sequence[str], *, max_risk: float | None = None, full: bool = False) -> list[ServedAnswer]:
         """An answer for each text, in order.
 
+        Args:
+            texts: to be answered.
+            max_risk: largest risk that the answers may have; None for the plan's default.
+            full: let the full model answer.
+
         Raises:
-            EndpointError: a text is empty, in the endpoint's words.
+            EndpointError: a text is empty, or the plan cannot give what is asked for; in the endpoint's words.
             StageDown: the model with the last word gave no usable output.
         """
         try:
@@ -86,10 +101,20 @@ class LocalClient:
             error = EndpointError("the text is empty (empty_text)", field="text")
             error.status = 422
             raise error from None
-        return [self._served(answer) for answer in asyncio.run(self._cascade.answer(cleaned))]
+        try:
+            answers = asyncio.run(self._cascade.answer(cleaned, Needs(max_risk, full)))
+        except NotServed as error:
+            raise _refused(error) from None
+        return [self._served(answer) for answer in answers]
 
     def _served(self, answer: CascadeAnswer) -> ServedAnswer:
         return ServedAnswer(**asdict(answer), certificate_id=self._certificate_id, request_id="")
+
+
+def _refused(error: NotServed) -> EndpointError:
+    refusal = EndpointError(f"{error} (not_served)", field=error.field, hint=error.hint)
+    refusal.status = 422
+    return refusal
 
 
 def _stage(predictor: Predictor) -> Stage:
@@ -124,10 +149,11 @@ def predict_offline(
         ArtifactError: see `load_bundle`.
         CertificateError: see `load_bundle`.
         DataError: the source or target cannot be used.
+        EndpointError: the plan cannot give what `config` asks for.
         ResourceError: the actors do not fit the cluster.
     """
     config = config or OfflineConfig()
-    load_bundle(plan_uri)
+    _check_needs(load_bundle(plan_uri), config)
     path = check_target(target)
     reading = source_config(source, text_columns, csv)
     files = check_source(reading)
@@ -135,9 +161,16 @@ def predict_offline(
     uri = open_artifact(plan_uri).uri
     counts = Counts(progress)
     with writer(path) as write:
-        for table in _answers(uri, files, reading, actors, config.threads):
+        for table in _answers(uri, files, reading, actors, config):
             counts.add(write(table.to_pylist()))
     return counts.summary()
+
+
+def _check_needs(bundle: Bundle, config: OfflineConfig) -> None:
+    try:
+        Rules.of(bundle.plan).check(Needs(config.max_risk, config.full))
+    except NotServed as error:
+        raise _refused(error) from None
 
 
 def actors_for(config: OfflineConfig, have: dict[str, float]) -> int:
@@ -153,7 +186,7 @@ def actors_for(config: OfflineConfig, have: dict[str, float]) -> int:
 
 
 def _answers(
-    plan_uri: str, files: list[SourceFile], reading: DataConfig, actors: int, threads: int
+    plan_uri: str, files: list[SourceFile], reading: DataConfig, actors: int, config: OfflineConfig
 ) -> Iterator[pa.Table]:
     import ray
 
@@ -170,7 +203,7 @@ def _answers(
         )
         .map_batches(
             _Answer,
-            fn_constructor_args=(plan_uri, threads),
+            fn_constructor_args=(plan_uri, config.threads, config.max_risk, config.full),
             batch_size=_BATCH_ROWS,
             batch_format="pyarrow",
             num_cpus=DATA_TASK_CPUS,
@@ -200,9 +233,10 @@ class _Read:
 class _Answer:
     """Ray Data actor: items to output rows."""
 
-    def __init__(self, plan_uri: str, threads: int) -> None:
+    def __init__(self, plan_uri: str, threads: int, max_risk: float | None, full: bool) -> None:
         self._client = LocalClient.load(plan_uri, threads)
+        self._max_risk, self._full = max_risk, full
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         items = [Item(**row) for row in batch.to_pylist()]
-        return pa.Table.from_pylist(answer_items(self._client, items), schema=SCHEMA)
+        return pa.Table.from_pylist(answer_items(self._client, items, self._max_risk, self._full), schema=SCHEMA)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 import time
 import uuid
@@ -17,11 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lspm_ray import __version__
 from lspm_ray.selection.plan import Certificate, Plan
-from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, QueueFull, StageDown
+from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, Needs, NotServed, QueueFull, StageDown
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.serving.schema import (
     ApiError,
+    Asked,
     ErrorBody,
     HealthResponse,
     ModelInfo,
@@ -47,11 +49,12 @@ class Core(Protocol):
     plan: Plan
     certificate: Certificate | None
 
-    async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
+    async def answer(self, texts: Sequence[str], needs: Needs) -> list[CascadeAnswer]:
         """An answer for each text.
 
         Raises:
             EmptyText: a text has no visible character.
+            NotServed: the plan cannot give what is needed.
             QueueFull: too much is waiting.
             StageDown: the model with the last word cannot be reached.
         """
@@ -99,9 +102,10 @@ def _add_predict(api: FastAPI, core: Core) -> None:
     async def predict(request: Request) -> Response:
         """Answers for one text (`text`) or several (`texts`)."""
         request_id: str = request.scope["state"]["request_id"]
+        arrived = asyncio.get_running_loop().time()
         with gate:
-            texts = parse_request(await _read(request, limits), limits)
-            answers = await _answer(core, texts)
+            asked = parse_request(await _read(request, limits), limits)
+            answers = await _answer(core, asked, arrived)
         core.metrics.answered(answers)
         body = PredictResponse(
             answers=[_served(answer, certificate_id, request_id) for answer in answers],
@@ -183,25 +187,32 @@ class _Gate:
         self._inside -= 1
 
 
-def _overloaded(limits: Limits, why: str) -> ApiError:
+def _overloaded(limits: Limits, why: str, code: str = "overloaded", wait_s: float | None = None) -> ApiError:
     return ApiError(
         429,
-        "overloaded",
+        code,
         f"too much is waiting: {why}",
         hint="Send the request again after the time in Retry-After",
-        retry_after_s=limits.retry_after_s,
+        retry_after_s=max(limits.retry_after_s, math.ceil(wait_s or 0)),
     )
 
 
-async def _answer(core: Core, texts: Sequence[str]) -> list[CascadeAnswer]:
-    limits = core.limits
+async def _answer(core: Core, asked: Asked, arrived: float) -> list[CascadeAnswer]:
+    limits, texts = core.limits, asked.texts
+    timeout = asyncio.get_running_loop().time() + limits.request_timeout_s
+    deadline = None if asked.deadline_ms is None else arrived + asked.deadline_ms / 1e3
+    needs = Needs(asked.max_risk, asked.full, deadline)
     try:
-        async with asyncio.timeout(limits.request_timeout_s):
-            return await core.answer(texts)
+        async with asyncio.timeout_at(timeout if deadline is None else min(timeout, deadline)):
+            return await core.answer(texts, needs)
     except EmptyText as error:
         raise empty_text("text" if len(texts) == 1 else f"texts[{error.index}]") from None
+    except NotServed as error:
+        raise ApiError(422, "not_served", str(error), hint=error.hint, field=error.field) from None
     except QueueFull as error:
-        raise _overloaded(limits, str(error)) from None
+        core.metrics.refused(error.cause)
+        code = "deadline" if error.cause == "deadline" else "overloaded"
+        raise _overloaded(limits, str(error), code, error.retry_after_s) from None
     except StageDown as error:
         _log.error("no answer: %s", error)
         raise ApiError(
@@ -212,6 +223,14 @@ async def _answer(core: Core, texts: Sequence[str]) -> list[CascadeAnswer]:
             retry_after_s=limits.retry_after_s,
         ) from None
     except TimeoutError:
+        if deadline is not None and deadline <= timeout:
+            raise ApiError(
+                504,
+                "deadline",
+                f"no answer within {asked.deadline_ms:g} ms (deadline_ms)",
+                field="deadline_ms",
+                hint="Send fewer texts per request, or give them more time",
+            ) from None
         raise ApiError(
             504,
             "timeout",
@@ -289,6 +308,8 @@ def _served(answer: CascadeAnswer, certificate_id: str | None, request_id: str) 
         escalated=answer.escalated,
         validator_score=answer.validator_score,
         reason=answer.reason,
+        alpha=answer.alpha,
+        degraded=answer.degraded,
         certificate_id=certificate_id,
         request_id=request_id,
     )

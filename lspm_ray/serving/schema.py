@@ -1,6 +1,8 @@
 """What goes over the wire: requests, answers, errors."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,6 +76,30 @@ class PredictRequest(BaseModel):
 
     text: str | list[str] | None = None
     texts: list[str] | None = None
+    max_risk: float | None = Field(None, ge=0, le=1)
+    """Largest risk that the answers may have: the most lenient certified point that keeps it is used, never a more
+    lenient one. Refused (422) if no point is certified to it."""
+    deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """After this the answer is of no use. Refused at once (429) if what is waiting takes longer; else 504 in time."""
+    full: bool | None = None
+    """Let the full model answer."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that was read.
+
+    Attributes:
+        texts: at least one.
+        max_risk: largest risk it bears; None for the plan's default.
+        deadline_ms: from the arrival of the request; None for none.
+        full: the full model is to answer.
+    """
+
+    texts: list[str]
+    max_risk: float | None = None
+    deadline_ms: float | None = None
+    full: bool = False
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -91,7 +117,12 @@ class ServedAnswer(_Wire):
     validator_score: float | None
     """Of the first variant's answer; None where there was none that could be scored."""
     reason: str | None = None
-    """Why it was escalated: low_score, invalid_output, error or timeout."""
+    """Why it was escalated: low_score, invalid_output, error, timeout or requested."""
+    alpha: float | None = None
+    """Risk level of the certified point under which the answer was given: of all requests under that point, at most
+    this share gets a worse answer than full's. None where nothing had to be certified: full alone, or as requested."""
+    degraded: bool = False
+    """Accepted under a more lenient point than the request's own, because the last model had no capacity left."""
     certificate_id: str | None
     request_id: str
 
@@ -130,8 +161,8 @@ class HealthResponse(_Wire):
     status: str
 
 
-def parse_request(body: bytes, limits: Limits) -> list[str]:
-    """The texts of a request.
+def parse_request(body: bytes, limits: Limits) -> Asked:
+    """The texts of a request and what it asks for.
 
     Checked by hand and not with `PredictRequest`: pydantic reports every error of a hostile body, which takes it
     seconds and gigabytes, and here the first one is enough.
@@ -148,7 +179,7 @@ def parse_request(body: bytes, limits: Limits) -> list[str]:
     unknown = next((key for key in raw if key not in _WANTED), None)
     if unknown is not None:
         raise ApiError(422, "unknown_key", "unknown key", field=unknown[:100], hint=f"Valid: {', '.join(_WANTED)}")
-    given = [(key, value) for key, value in raw.items() if value is not None]
+    given = [(key, raw[key]) for key in ("text", "texts") if raw.get(key) is not None]
     if len(given) != 1:
         raise ApiError(422, "invalid_request", "give either `text` or `texts`", field="text", hint=_EXAMPLE)
     field, value = given[0]
@@ -156,11 +187,35 @@ def parse_request(body: bytes, limits: Limits) -> list[str]:
     if not isinstance(texts, list):
         raise ApiError(422, "invalid_request", f"must be {_WANTED[field]}", field=field)
     check_texts(texts, limits, field if texts is value else None)
-    return texts
+    return Asked(texts, **_needs(raw))
 
+
+def _needs(raw: dict[str, Any]) -> dict[str, Any]:
+    needs = {key: raw[key] for key in _NEEDS if raw.get(key) is not None}
+    for key, value in needs.items():
+        if not _NEEDS[key](value):
+            raise ApiError(422, "invalid_request", f"must be {_WANTED[key]}", field=key)
+    return needs
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_NEEDS: dict[str, Callable[[Any], bool]] = {
+    "max_risk": lambda value: _is_number(value) and 0 <= value <= 1,
+    "deadline_ms": lambda value: _is_number(value) and 0 < value < math.inf,
+    "full": lambda value: isinstance(value, bool),
+}
 
 _EXAMPLE = 'For example {"text": "I love this dress"} or {"texts": ["one", "two"]}'
-_WANTED = {"text": "a string or a list of strings", "texts": "a list of strings"}
+_WANTED = {
+    "text": "a string or a list of strings",
+    "texts": "a list of strings",
+    "max_risk": "a number between 0 and 1",
+    "deadline_ms": "a number above 0",
+    "full": "true or false",
+}
 
 
 def check_texts(texts: Sequence[Any], limits: Limits, field: str | None = "texts") -> None:

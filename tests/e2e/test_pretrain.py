@@ -82,7 +82,7 @@ def test_raw_text_becomes_a_served_plan(finished: Path) -> None:
     made = {a.manifest.stage: a for a in store.artifacts()}
     for artifact in store.artifacts():
         artifact.verify()
-    assert {*EXACT, "gain", "prepare", "profile", "select", "report"} <= set(made)
+    assert {*EXACT, "gain", "prepare", "profile", "select", "gears", "report"} <= set(made)
     summary = made["pretrain"].manifest.summary
     assert summary["perplexity"] < summary["unigram_perplexity"]
     gain = made["gain"].read_json("gain.json")

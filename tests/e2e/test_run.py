@@ -32,7 +32,7 @@ def test_it_ends_with_a_plan_and_a_report(finished_run):
     for artifact in artifacts:
         artifact.verify()
     stages = {a.manifest.stage for a in artifacts}
-    assert stages == {*EXACT, "profile", "select", "report"}
+    assert stages == {*EXACT, "profile", "select", "gears", "report"}
     report = next(a for a in artifacts if a.manifest.stage == "report")
     assert b"<html" in report.read_bytes("report.html")
     full = next(a for a in artifacts if a.manifest.stage == "finetune").local()
@@ -55,13 +55,13 @@ def test_status_says_what_is_there_and_what_comes_next(finished_run, lspm):
     done = lspm("status", finished_run)
     assert done.returncode == 0 and "to do" not in done.stdout and "next: lspm serve" in done.stdout
     fresh = lspm("status", finished_run, f"output={output_of(finished_run)}-fresh")
-    assert fresh.stdout.count("to do") == 7 and "next: lspm run" in fresh.stdout
+    assert fresh.stdout.count("to do") == 8 and "next: lspm run" in fresh.stdout
 
 
 def test_dry_run_checks_and_makes_nothing(finished_run, lspm, tmp_path):
     result = lspm("run", finished_run, f"output={tmp_path}/new", "--dry-run")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("to do") == 7
+    assert result.stdout.count("to do") == 8
     for found in (
         "checked output:",
         "checked model:",
@@ -101,7 +101,8 @@ KILLS = {
     "outputs": ".partial/outputs-*",
     "profile": ".partial/profile-*",
     "select": "profile-*/manifest.json",
-    "report": "select-*/manifest.json",
+    "gears": "select-*/manifest.json",
+    "report": "gears-*/manifest.json",
 }
 """Stage -> the file that shows that it has begun."""
 

@@ -35,6 +35,7 @@ from lspm_ray.report.build import build_report, gather, training
 from lspm_ray.report.config import ReportConfig
 from lspm_ray.report.findings import Findings, Training
 from lspm_ray.selection.break_even import break_even
+from lspm_ray.selection.gears import GearsConfig, make_gears
 from lspm_ray.selection.options import Option
 from lspm_ray.selection.plan import Certificate, ModelRef, OperatingPoint, Plan, PlanStage
 from lspm_ray.selection.risk import ACCEPT_ALL, Certified, RiskKind, fixed_sequence, losses, threshold_grid
@@ -70,7 +71,7 @@ class Run:
             which nothing was certified).
         absent: classes that do not occur in the evaluation splits.
         epochs: of the training.
-        old: made by a version that knew nothing of forgetting, break-even and the steps of recipes.
+        old: made by a version that knew nothing of forgetting, break-even, gears and the steps of recipes.
         show: what is shown of single rows.
         noise: multiplies the noise of every model; the linear baseline is noisier by `linear_noise`.
     """
@@ -91,10 +92,12 @@ class Run:
     show: ReportConfig = field(default_factory=ReportConfig)
 
     def report(self) -> Artifact:
-        return build_report(self.data, self.full, self.profile, self.outputs, self.select, self.store, self.show)
+        return build_report(
+            self.data, self.full, self.profile, self.outputs, self.select, self.store, self.show, gears=self.gears
+        )
 
     def findings(self) -> Findings:
-        return gather(self.data, self.full, self.profile, self.outputs, self.select, self.show)
+        return gather(self.data, self.full, self.profile, self.outputs, self.select, self.show, gears=self.gears)
 
     def findings_of_training(self) -> Training:
         return training(self.full)
@@ -224,6 +227,14 @@ class Run:
             files["certificate.json"] = certificate.model_dump(mode="json")
         asked = {"alpha": self.alpha, "delta": 0.05, "risk": self.risk, "min_saving": 0.1}
         return _write(self.store, "select", {"select": asked, "serve": self.serve}, files, self._parents())
+
+    @cached_property
+    def gears(self) -> Artifact | None:
+        """The highest rate has no gear."""
+        if self.old:
+            return None
+        config = GearsConfig(rates=[1, 30, 300, 20_000], slo_ms=60, max_replicas=2, requests=1000).as_served(2.0, 1)
+        return make_gears(config, self.profile, self.select, self.store, lambda _: None)
 
     def _of_compression(self, options: list[Option], plan: Plan) -> dict[str, Any]:
         truth, bound, first = self.truth["selection"], 0.05, plan.stages[0]

@@ -23,6 +23,7 @@ def test_the_artifact_holds_a_page_and_its_numbers_and_names_its_parents(case: t
     run, report = case
     assert set(report.manifest.files) == {PAGE_FILE, DATA_FILE}
     expected = {"data": run.data, "full": run.full, "profile": run.profile, "select": run.select}
+    expected |= {"gears": run.gears} if run.gears else {}
     expected |= {f"outputs.{name}": artifact for name, artifact in run.outputs.items()}
     assert report.manifest.parents == {role: artifact.digest for role, artifact in expected.items()}
 
@@ -51,7 +52,7 @@ def test_a_damaged_input_is_refused(run: Run) -> None:
 
 def test_the_date_is_that_of_the_youngest_input(run: Run) -> None:
     found = run.findings()
-    made = [run.data, run.full, run.profile, run.select, *run.outputs.values()]
+    made = [run.data, run.full, run.profile, run.select, *run.outputs.values(), *([run.gears] if run.gears else [])]
     assert found.date == max(artifact.manifest.created_utc for artifact in made)
 
 

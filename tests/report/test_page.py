@@ -25,8 +25,8 @@ from tests.report.pages import (
 from tests.report.samples import HOSTILE, Run
 
 SECTIONS = [
-    "variants", "risk", "certificate", "rejected", "when-it-pays", "classes", "calibration", "confusion", "training",
-    "data", "lineage",
+    "variants", "risk", "certificate", "rejected", "when-it-pays", "load", "classes", "calibration", "confusion",
+    "training", "data", "lineage",
 ]  # fmt: skip
 Case = tuple[Run, Artifact]
 
@@ -161,11 +161,24 @@ def summary_of(found: Forgetting) -> str:
     return next(parse(join(forgetting(found))).all("p")).text()
 
 
+def test_gears_are_shown_with_what_they_do_and_where_there_is_none(case: Case) -> None:
+    found = findings(case).gears
+    assert found is not None
+    rows = page(case).by_id("t-gears").rows()
+    planned = [shift for shift in found.shifts if shift.gear]
+    assert [row[0] for row in rows] == [f"{shift.rate:g}" for shift in planned]
+    assert [row[7] for row in rows] == [f"{shift.gear.cpus:g}" for shift in planned if shift.gear]
+    assert [shift.rate for shift in found.shifts if not shift.gear][-1] == 20_000
+    assert f"requests/s: {found.shifts[-1].reason}." in page(case).by_id("load").text()
+    assert "nothing is sent past it" in page(case).by_id("load").text()
+
+
 def test_runs_of_older_versions_are_shown_without_what_they_do_not_have(tmp_path: Path) -> None:
     run = Run(ArtifactStore(str(tmp_path)), rows=300, variants=("bag",), old=True)
     found = parse(run.report().read_bytes(PAGE_FILE).decode())
     shown = found.text()
     assert "Recipes, step by step" not in shown and "When a cascade pays" not in shown
+    assert "What to serve at which load" not in shown
     assert run.findings().forgetting is None and not run.findings().break_even
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from lspm_ray.serving.batching import Batcher
 from lspm_ray.serving.cascade import QueueFull, StageDown
+from tests.serving.virtual_time import run
 
 
 class Doubler:
@@ -166,3 +167,45 @@ def test_a_batch_runs_in_no_request_s_context() -> None:
         assert await Batcher[int, list[str]](run, max_rows=10).submit([1]) == ["none"]
 
     asyncio.run(main())
+
+
+def test_the_wait_is_estimated_from_what_rows_took_lately() -> None:
+    async def main() -> None:
+        async def compute(rows: list[int]) -> list[int]:
+            await asyncio.sleep(0.1 * len(rows))
+            return rows
+
+        batcher = Batcher[int, list[int]](compute, max_rows=2, max_waiting=4)
+        assert batcher.wait_s() == 0.0
+        await batcher.submit([1, 2])
+        waiting = [asyncio.create_task(batcher.submit([0, 0]))]
+        await settle()
+        waiting += [asyncio.create_task(batcher.submit([n, n])) for n in (1, 2)]
+        await settle()
+        assert batcher.waiting_rows == 4
+        assert batcher.wait_s() == pytest.approx(0.4)
+        assert not batcher.has_room(1)
+        with pytest.raises(QueueFull) as caught:
+            await batcher.submit([9])
+        assert caught.value.retry_after_s == pytest.approx(0.4)
+        await asyncio.gather(*waiting)
+        assert batcher.wait_s() == 0.0
+
+    run(main())
+
+
+def test_calls_at_the_same_time_share_their_duration() -> None:
+    async def main() -> None:
+        async def compute(rows: list[int]) -> list[int]:
+            await asyncio.sleep(0.2)
+            return rows
+
+        batcher = Batcher[int, list[int]](compute, max_rows=1, concurrency=2)
+        waiting = [asyncio.create_task(batcher.submit([n])) for n in range(8)]
+        await asyncio.sleep(0.45)
+        assert batcher.waiting_rows == 2
+        # Two rows in 0.2 s: the first of them alone when the other was done already.
+        assert 0.2 <= batcher.wait_s() <= 0.4
+        await asyncio.gather(*waiting)
+
+    run(main())

@@ -162,3 +162,20 @@ def test_ready() -> None:
 )
 def test_retry_after(header: str | None, seconds: float) -> None:
     assert retry_after_s(header) == seconds
+
+
+def test_needs_are_sent_where_there_are_some() -> None:
+    server = Server()
+    client = make(server, batch_size=1)
+    client.predict(["a", "b"], max_risk=0.01, deadline_ms=50, full=True)
+    client.predict(["c"])
+    needs = {"max_risk": 0.01, "deadline_ms": 50, "full": True}
+    bodies = [json.loads(request.content) for request in server.requests]
+    assert bodies == [{"texts": ["a"]} | needs, {"texts": ["b"]} | needs, {"texts": ["c"]}]
+
+
+def test_what_has_a_deadline_is_not_sent_again(slept: list[float]) -> None:
+    server = Server(failed(429, "deadline", "9 rows are waiting"))
+    with pytest.raises(EndpointError, match="9 rows are waiting"):
+        make(server, retries=3).predict(["a"], deadline_ms=50)
+    assert (len(server.requests), slept) == (1, [])

@@ -13,6 +13,7 @@ from lspm_ray.inference.predictor import Predictor
 from lspm_ray.serving import engine
 from lspm_ray.serving.bundle import Bundle, load_bundle
 from lspm_ray.serving.cascade import CascadeAnswer, Logits, QueueFull, Rules
+from lspm_ray.serving.client import EndpointError
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.engine import LONG_CHARACTERS, Encoder, Engine, LocalStage
 from lspm_ray.serving.metrics import Metrics
@@ -77,6 +78,16 @@ def test_offline_gives_the_same_answers(bundle: Bundle, predictors: list[Predict
     for served, local in zip(online, offline, strict=True):
         assert (served.label, served.probability, served.variant) == (local.label, local.probability, local.variant)
         assert (served.validator_score, served.reason) == (local.validator_score, local.reason)
+
+
+def test_offline_takes_the_same_needs(bundle: Bundle, predictors: list[Predictor]) -> None:
+    local = LocalClient(bundle, predictors, bundle.tokenizer())
+    texts = toy_texts(5)
+    assert {(a.variant, a.reason, a.alpha) for a in local.predict(texts, full=True)} == {("full", "requested", None)}
+    assert {a.alpha for a in local.predict(texts, max_risk=0.5)} == {0.01}
+    with pytest.raises(EndpointError, match="certified") as caught:
+        local.predict(texts, max_risk=0.001)
+    assert (caught.value.status, caught.value.field) == (422, "max_risk")
 
 
 @pytest.mark.parametrize("tail", ["", " " + "again " * LONG_CHARACTERS])

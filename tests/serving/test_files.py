@@ -20,7 +20,7 @@ class Echo(Client):
     def __init__(self) -> None:
         self.asked = 0
 
-    def predict(self, texts: Sequence[str]) -> list[ServedAnswer]:
+    def predict(self, texts: Sequence[str], *, max_risk: float | None = None, full: bool = False) -> list[ServedAnswer]:
         self.asked += 1
         for text in texts:
             if text == "down":
@@ -74,6 +74,7 @@ def test_every_row_of_a_csv_file_has_its_answer_or_error_in_order(tmp_path: Path
         "probability": 0.5,
         "variant": "small",
         "escalated": False,
+        "degraded": False,
         "certificate_id": "c",
     }
     assert summary == Summary(rows=5, answered=2, escalated=1, errors=3)

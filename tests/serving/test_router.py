@@ -1,5 +1,6 @@
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lspm_ray.selection.plan import Certificate, ModelRef, Plan, PlanStage
-from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, QueueFull, StageDown, clean
+from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, Needs, NotServed, QueueFull, StageDown, clean
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.serving.router import build_api
@@ -61,19 +62,21 @@ class ToyCore:
         self.fail: BaseException | None = None
         self.reason: str | None = None
         self.hang = False
+        self.answers: list[CascadeAnswer] | None = None
         self.began = asyncio.Event()
 
-    async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
+    async def answer(self, texts: Sequence[str], needs: Needs) -> list[CascadeAnswer]:
         self.asked.append(list(texts))
+        self.needs = needs
         self.began.set()
         if self.fail is not None:
             raise self.fail
         if self.hang:
             await asyncio.Event().wait()
-        return [
-            CascadeAnswer("yes", 0.9, "full", True, 0.1, "low_score")
+        return self.answers or [
+            CascadeAnswer("yes", 0.9, "full", True, 0.1, "low_score", 0.01)
             if "!" in text
-            else CascadeAnswer("no", 0.8, "small", False, 0.9, None)
+            else CascadeAnswer("no", 0.8, "small", False, 0.9, None, 0.01)
             for text in clean(texts, None)
         ]
 
@@ -114,6 +117,8 @@ def test_one_text(client: TestClient) -> None:
                 "escalated": False,
                 "validator_score": 0.9,
                 "reason": None,
+                "alpha": 0.01,
+                "degraded": False,
                 "certificate_id": CERTIFICATE.id,
                 "request_id": "abc-1",
             }
@@ -307,6 +312,65 @@ def test_failures_have_their_status_and_never_an_answer(
     assert response.status_code == status
     assert error_of(response)["code"] == code
     assert ("retry-after" in response.headers) == (status in (429, 503))
+
+
+@pytest.mark.parametrize(("wait_s", "expected"), [(None, "3"), (0.2, "3"), (7.1, "8")])
+def test_a_refusal_says_when_to_come_again(wait_s: float | None, expected: str) -> None:
+    core = ToyCore(retry_after_s=3)
+    core.fail = QueueFull("full", retry_after_s=wait_s, cause="budget")
+    with TestClient(build_api(core)) as client:
+        response = client.post("/v1/predict", json={"text": "fine"})
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == expected
+        assert 'lspm_refusals_total{cause="budget",replica="local"} 1' in client.get("/metrics").text
+
+
+def test_what_a_request_needs_reaches_the_core(client: TestClient, core: ToyCore) -> None:
+    client.post("/v1/predict", json={"text": "fine"})
+    assert core.needs == Needs()
+    client.post("/v1/predict", json={"text": "fine", "max_risk": 0.01, "full": True, "deadline_ms": 500})
+    assert (core.needs.max_risk, core.needs.full) == (0.01, True)
+    assert core.needs.deadline is not None
+
+
+def test_what_the_plan_cannot_give_is_refused_with_what_it_can(client: TestClient, core: ToyCore) -> None:
+    core.fail = NotServed("max_risk", "nothing is certified to 0.001", "Certified here: 0.01")
+    response = client.post("/v1/predict", json={"text": "fine", "max_risk": 0.001})
+    assert response.status_code == 422
+    error = error_of(response)
+    assert (error["code"], error["field"], error["hint"]) == ("not_served", "max_risk", "Certified here: 0.01")
+
+
+def test_a_deadline_that_what_is_waiting_makes_impossible_is_refused_at_once(client: TestClient, core: ToyCore) -> None:
+    core.fail = QueueFull("9 rows are waiting", retry_after_s=2.0, cause="deadline")
+    response = client.post("/v1/predict", json={"text": "fine", "deadline_ms": 100})
+    assert (response.status_code, error_of(response)["code"]) == (429, "deadline")
+    assert response.headers["retry-after"] == "2"
+
+
+def test_a_deadline_is_enforced() -> None:
+    core = ToyCore()
+    core.hang = True
+    with TestClient(build_api(core)) as client:
+        started = time.monotonic()
+        response = client.post("/v1/predict", json={"text": "fine", "deadline_ms": 50})
+    assert (response.status_code, error_of(response)["code"]) == (504, "deadline")
+    assert 0.05 <= time.monotonic() - started < 10
+
+
+def test_a_deadline_cannot_lift_the_endpoint_s_own() -> None:
+    core = ToyCore(request_timeout_s=0.05)
+    core.hang = True
+    with TestClient(build_api(core)) as client:
+        response = client.post("/v1/predict", json={"text": "fine", "deadline_ms": 1e9})
+    assert (response.status_code, error_of(response)["code"]) == (504, "timeout")
+
+
+def test_degraded_answers_say_so_and_are_counted(client: TestClient, core: ToyCore) -> None:
+    core.answers = [CascadeAnswer("no", 0.8, "small", False, 0.9, None, 0.02, degraded=True)]
+    (answer,) = client.post("/v1/predict", json={"text": "fine"}).json()["answers"]
+    assert (answer["alpha"], answer["degraded"]) == (0.02, True)
+    assert 'lspm_degraded_total{alpha="0.02",replica="local"} 1' in client.get("/metrics").text
 
 
 def test_unexpected_errors_tell_the_request_id_and_not_the_details(client: TestClient, core: ToyCore) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lspm_ray.serving.config import Limits
-from lspm_ray.serving.schema import ApiError, PredictRequest, parse_request
+from lspm_ray.serving.schema import ApiError, Asked, PredictRequest, parse_request
 
 LIMITS = Limits(max_texts=3, max_characters=10)
 
@@ -30,7 +30,7 @@ def refusal(body: bytes, limits: Limits = LIMITS) -> ApiError:
     ],
 )
 def test_texts_are_found_in_every_allowed_form(body: str, texts: list[str]) -> None:
-    assert parse_request(body.encode(), LIMITS) == texts
+    assert parse_request(body.encode(), LIMITS).texts == texts
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,14 @@ def test_texts_are_found_in_every_allowed_form(body: str, texts: list[str]) -> N
         (b'{"texts": []}', 422, "no_texts", "texts"),
         (b'{"text": ""}', 422, "empty_text", "text"),
         (b'{"texts": ["a", " \\n\\t"]}', 422, "empty_text", "texts[1]"),
+        (b'{"text": "a", "max_risk": -0.1}', 422, "invalid_request", "max_risk"),
+        (b'{"text": "a", "max_risk": NaN}', 422, "invalid_request", "max_risk"),
+        (b'{"text": "a", "max_risk": true}', 422, "invalid_request", "max_risk"),
+        (b'{"text": "a", "max_risk": "1 %"}', 422, "invalid_request", "max_risk"),
+        (b'{"text": "a", "deadline_ms": 0}', 422, "invalid_request", "deadline_ms"),
+        (b'{"text": "a", "deadline_ms": Infinity}', 422, "invalid_request", "deadline_ms"),
+        (b'{"text": "a", "full": 1}', 422, "invalid_request", "full"),
+        (b'{"max_risk": 0.1}', 422, "invalid_request", "text"),
         (b'{"texts": ["a", "b", "c", "d"]}', 413, "too_many_texts", "texts"),
         (b'{"text": "12345678901"}', 413, "text_too_long", "text"),
         (b'{"texts": ["a", "12345678901"]}', 413, "text_too_long", "texts[1]"),
@@ -92,10 +100,19 @@ def test_error_body_is_one_object_with_all_keys() -> None:
     }
 
 
+def test_a_request_may_state_its_needs() -> None:
+    body = b'{"text": "a", "max_risk": 0.02, "deadline_ms": 150, "full": false}'
+    assert parse_request(body, LIMITS) == Asked(["a"], max_risk=0.02, deadline_ms=150, full=False)
+    assert parse_request(b'{"text": "a", "full": null}', LIMITS) == Asked(["a"])
+
+
 values = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), lambda x: st.lists(x, max_size=3))
 
 
-@given(st.dictionaries(st.sampled_from(["text", "texts", "other"]), values) | values)
+keys = st.sampled_from(["text", "texts", "max_risk", "deadline_ms", "full", "other"])
+
+
+@given(st.dictionaries(keys, values | st.integers(-1, 2)) | values)
 def test_the_documented_form_and_the_parser_agree(raw: Any) -> None:
     body = json.dumps(raw).encode()
     try:
