@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lspm_ray.config import Config
-from lspm_ray.evaluation.calibration import fit_temperature, softmax
+from lspm_ray.evaluation.calibration import CalibratorKind
 from lspm_ray.evaluation.forgetting import ClassChange, class_changes
 from lspm_ray.profiling.pareto import Constraints, violations
 from lspm_ray.profiling.table import Speed
@@ -18,13 +18,15 @@ from lspm_ray.selection.risk import (
     ACCEPT_ALL,
     Certified,
     RiskKind,
+    RiskPoint,
     cascade_cost,
     fixed_sequence,
     losses,
     threshold_grid,
 )
+from lspm_ray.selection.scorer import REFUSED, Scorer, fit_scorer
 from lspm_ray.tasks import Encoded
-from lspm_ray.validators import Validator
+from lspm_ray.validators import Check, Training, Validator
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Rows:
         last: logits of the model that answers what is escalated [rows, labels].
         full: logits of the full model [rows, labels].
         inputs: token ids of each row, for validators that look at them.
+        texts: of each row, for validators and checks that read them.
     """
 
     labels: NDArray[np.int64]
@@ -44,10 +47,34 @@ class Rows:
     last: NDArray[np.float32]
     full: NDArray[np.float32]
     inputs: list[Encoded]
+    texts: list[str] | None = None
 
-    def scores(self, validator: Validator, temperature: float) -> NDArray[np.float64]:
-        """The validator's score of each answer of the first variant [rows]."""
-        return validator.score(self.inputs, softmax(self.first, temperature))
+    def fit_scorer(
+        self,
+        validator: Validator,
+        checks: Sequence[Check],
+        kind: CalibratorKind,
+        risk: RiskKind,
+        labels: Sequence[str],
+        training: Callable[[], Training],
+    ) -> Scorer:
+        """Learn how far the first variant can be trusted from these rows: see `fit_scorer`."""
+        return fit_scorer(
+            validator,
+            checks,
+            kind,
+            labels,
+            inputs=self.inputs,
+            logits=self.first,
+            truth=self.labels,
+            losses=self._losses(risk, self.first),
+            texts=self.texts,
+            training=training,
+        )
+
+    def scores(self, scorer: Scorer) -> NDArray[np.float64]:
+        """The score of each answer of the first variant [rows], `REFUSED` where it is escalated whatever happens."""
+        return scorer.scores(self.inputs, self.first, self.texts)
 
     def certify(
         self, risk: RiskKind, scores: NDArray[np.float64], grid: NDArray[np.float64], alpha: float, delta: float
@@ -145,18 +172,20 @@ class Promise(Config):
     labels: list[str]
 
 
-def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, promise: Promise) -> Option:
-    """What a pair of models would give, walking the thresholds on selection rows as certification will on others."""
-    temperature = fit_temperature(rows.first, rows.labels)
-    scores = rows.scores(validator, temperature)
-    grid = threshold_grid(scores, promise.grid_size)
+def estimate(first: Priced, last: Priced, rows: Rows, scorer: Scorer, promise: Promise) -> Option:
+    """What a pair of models would give, walking the thresholds on selection rows as certification will on others.
+
+    A scorer that learns has learnt from these rows, so this is a little hopeful; certification is not.
+    """
+    scores = rows.scores(scorer)
+    grid = grid_of(scores, promise.grid_size)
     point = rows.certify(promise.risk, scores, grid, promise.alpha, promise.delta).point
-    alone = point is not None and point.threshold == ACCEPT_ALL
+    alone = point is not None and serves_alone(scorer, point)
     e = 1.0 if point is None else point.escalation_rate
     option = Option(
         first=first.name,
         last=None if alone else last.name,
-        temperature=temperature,
+        temperature=scorer.temperature,
         threshold=None if point is None or alone else point.threshold,
         escalation_rate=e,
         cost=first.cost if alone else cascade_cost(first.cost, promise.validator_cost, e, last.cost),
@@ -168,6 +197,17 @@ def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, prom
         accepted = scores >= point.threshold
         reason = "; ".join(broken_limits(used, rows, accepted, promise.constraints, promise.labels))
     return option.model_copy(update={"rejected": reason})
+
+
+def grid_of(scores: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Thresholds to test, from selection scores: see `threshold_grid`. Answers that are refused anyway do not count."""
+    kept = scores[scores > REFUSED]
+    return threshold_grid(kept, size) if len(kept) else np.array([ACCEPT_ALL])
+
+
+def serves_alone(scorer: Scorer, point: RiskPoint) -> bool:
+    """Whether the first variant answers everything, so that no other model is needed."""
+    return point.threshold == ACCEPT_ALL and point.escalation_rate == 0 and not scorer.checks
 
 
 def broken_limits(

@@ -8,21 +8,24 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lspm_ray.corpus.clean import normalize
-from lspm_ray.evaluation.calibration import softmax
+from lspm_ray.evaluation.calibration import probabilities
+from lspm_ray.selection.conformal import names as label_set_names
 from lspm_ray.selection.plan import Plan
+from lspm_ray.selection.scorer import Scorer
 from lspm_ray.tasks import Encoded, Task
-from lspm_ray.validators import Validator
+from lspm_ray.validators import Check, State, Validator
 
 Logits = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Awaitable[list[Encoded]]]
 Stage = Callable[[Sequence[Encoded]], Awaitable[Logits]]
-Reason = Literal["low_score", "invalid_output", "error", "timeout"]
+Reason = str
+"""Why an answer is escalated: `low_score`, `invalid_output`, `error`, `timeout`, or what a check says."""
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +117,8 @@ class CascadeAnswer:
     escalated: bool
     validator_score: float | None
     reason: Reason | None
+    label_set: tuple[str, ...] | None = None
+    """Labels, the most probable first, that hold the true one with the coverage of the plan; None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -123,39 +128,46 @@ class Rules:
     Attributes:
         plan: what to serve.
         task: turns probabilities into answers.
-        validator: scores the first variant's answers.
+        scorer: judges the first variant's answers.
     """
 
     plan: Plan
     task: Task
-    validator: Validator
+    scorer: Scorer
 
     @classmethod
-    def of(cls, plan: Plan) -> Self:
-        """The rules of a plan."""
-        return cls(plan, Task.make(plan.task), Validator.make(plan.validator))
+    def of(cls, plan: Plan, state: State | None = None) -> Self:
+        """The rules of a plan.
+
+        Args:
+            plan: what to serve.
+            state: what validator and checks have learnt.
+        """
+        first = plan.stages[0]
+        validator, checks = Validator.make(plan.validator), [Check.make(spec) for spec in plan.checks]
+        scorer = Scorer(plan.labels, validator, checks, first.temperature, first.calibrator, state or {})
+        return cls(plan, Task.make(plan.task), scorer)
 
     @property
     def alone(self) -> bool:
         """One model answers everything."""
         return len(self.plan.stages) == 1
 
-    def judge(self, inputs: Sequence[Encoded], logits: Logits) -> Verdicts:
-        """Score and accept or escalate the first variant's output for `inputs`."""
-        stage = self.plan.stages[0]
-        fine = usable(logits, len(inputs), len(self.plan.labels))
-        probabilities = np.full((len(inputs), len(self.plan.labels)), np.nan)
+    def judge(self, inputs: Sequence[Encoded], logits: Logits, texts: Sequence[str] | None = None) -> Verdicts:
+        """Score and accept or escalate the first variant's output for `inputs`, which were made of `texts`."""
+        fine = np.flatnonzero(usable(logits, len(inputs), len(self.plan.labels)))
+        found = np.full((len(inputs), len(self.plan.labels)), np.nan)
         scores = np.full(len(inputs), np.nan)
-        if fine.any():
-            probabilities[fine] = softmax(logits[fine], stage.temperature)
-            seen = [row for row, ok in zip(inputs, fine, strict=True) if ok]
-            scores[fine] = self.validator.score(seen, probabilities[fine])
-        accepted = accept(scores, stage.threshold)
-        reasons: list[Reason | None] = [
-            None if passed else "low_score" if ok else "invalid_output"
-            for passed, ok in zip(accepted, fine, strict=True)
-        ]
-        return Verdicts(inputs, probabilities, scores, reasons)
+        reasons: list[Reason | None] = ["invalid_output"] * len(inputs)
+        if len(fine):
+            kept = fine.tolist()
+            some = None if texts is None else [texts[row] for row in kept]
+            judged = self.scorer.judge([inputs[row] for row in kept], logits[fine], some)
+            found[fine], scores[fine] = judged.probabilities, judged.scores
+            accepted = accept(judged.scores, self.plan.stages[0].threshold)
+            for row, refused, passed in zip(kept, judged.refused, accepted, strict=True):
+                reasons[row] = refused or (None if passed else "low_score")
+        return Verdicts(inputs, found, scores, reasons)
 
     def refuse(self, inputs: Sequence[Encoded], reason: Reason) -> Verdicts:
         """Escalate everything: the first variant gave no output."""
@@ -203,11 +215,11 @@ class Cascade:
         """
         inputs = await self.encode(texts)
         if self.rules.alone:
-            return self.rules.judge(inputs, await self._last(inputs))
+            return self.rules.judge(inputs, await self._last(inputs), texts)
         try:
             async with asyncio.timeout(self.first_timeout_s):
                 logits = await self.stages[0](inputs)
-            return self.rules.judge(inputs, logits)
+            return self.rules.judge(inputs, logits, texts)
         except TimeoutError:
             _log.warning("first variant: no answer within %s s, escalating %d texts", self.first_timeout_s, len(inputs))
             return self.rules.refuse(inputs, "timeout")
@@ -227,9 +239,9 @@ class Cascade:
         if self.rules.alone or not rest:
             return self._answers(verdicts)
         logits = await self._last([verdicts.inputs[row] for row in rest])
-        probabilities = verdicts.probabilities.copy()
-        probabilities[rest] = softmax(logits, self.rules.plan.stages[-1].temperature)
-        return self._answers(Verdicts(verdicts.inputs, probabilities, verdicts.scores, verdicts.reasons))
+        last, found = self.rules.plan.stages[-1], verdicts.probabilities.copy()
+        found[rest] = probabilities(logits, last.temperature, last.calibrator)
+        return self._answers(Verdicts(verdicts.inputs, found, verdicts.scores, verdicts.reasons))
 
     async def _last(self, inputs: Sequence[Encoded]) -> Logits:
         logits = await self.stages[-1](inputs)
@@ -241,6 +253,7 @@ class Cascade:
         plan, alone = self.rules.plan, self.rules.alone
         first, last = plan.stages[0].model.name, plan.stages[-1].model.name
         found = self.rules.task.decode(verdicts.probabilities, plan.labels)
+        sets = self._label_sets(verdicts)
         return [
             CascadeAnswer(
                 label=answer.label,
@@ -249,6 +262,19 @@ class Cascade:
                 escalated=not alone and reason is not None,
                 validator_score=None if np.isnan(score) else float(score),
                 reason=None if alone else reason,
+                label_set=label_set,
             )
-            for answer, score, reason in zip(found, verdicts.scores, verdicts.reasons, strict=True)
+            for answer, score, reason, label_set in zip(found, verdicts.scores, verdicts.reasons, sets, strict=True)
         ]
+
+    def _label_sets(self, verdicts: Verdicts) -> list[tuple[str, ...] | None]:
+        """By the stage that answered."""
+        plan, found = self.rules.plan, verdicts.probabilities
+        escalated = np.array([not self.rules.alone and reason is not None for reason in verdicts.reasons])
+        sets: list[tuple[str, ...] | None] = [None] * len(verdicts)
+        for stage, rows in ((plan.stages[0], ~escalated), (plan.stages[-1], escalated)):
+            if stage.label_sets is not None and rows.any():
+                some = label_set_names(stage.label_sets.members(found[rows]), found[rows], plan.labels)
+                for row, named in zip(np.flatnonzero(rows).tolist(), some, strict=True):
+                    sets[row] = named
+        return sets

@@ -198,6 +198,7 @@ class Ingress:
             first_is_local="0" not in handles,
             first_timeout_s=settings.first_timeout_ms / 1000,
             not_ready=self._not_ready,
+            state=bundle.state,
         )
         RayExport(metrics)
         gc.collect()

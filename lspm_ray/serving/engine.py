@@ -15,6 +15,7 @@ from lspm_ray.serving.cascade import Cascade, CascadeAnswer, Logits, Rules, Stag
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.tasks import Encoded, Task
+from lspm_ray.validators import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,6 +107,7 @@ class Engine:
         first_is_local: the first stage computes in this process, one call at a time.
         first_timeout_s: after this the first variant counts as silent.
         not_ready: asks the remote stages.
+        state: what validator and checks have learnt.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Engine:
         first_is_local: bool = True,
         first_timeout_s: float | None = None,
         not_ready: NotReady | None = None,
+        state: State | None = None,
     ) -> None:
         self.plan = plan
         self.certificate = certificate
@@ -130,7 +133,7 @@ class Engine:
         self.metrics = metrics
         self._not_ready = not_ready
         last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, max_waiting)
-        self._cascade = Cascade(Rules.of(plan), encode, [*stages[:-1], last.submit], first_timeout_s)
+        self._cascade = Cascade(Rules.of(plan, state), encode, [*stages[:-1], last.submit], first_timeout_s)
         self._first: Batcher[str, Verdicts] = Batcher(
             self._cascade.judge, max_batch_size, 1 if first_is_local else calls, max_waiting
         )

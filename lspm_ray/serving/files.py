@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         ("validator_score", pa.float64()),
         ("reason", pa.string()),
         ("certificate_id", pa.string()),
+        ("label_set", pa.list_(pa.string())),
         ("error", pa.string()),
     ]
 )

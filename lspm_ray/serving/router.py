@@ -287,6 +287,7 @@ def _served(answer: CascadeAnswer, certificate_id: str | None, request_id: str) 
         reason=answer.reason,
         certificate_id=certificate_id,
         request_id=request_id,
+        label_set=None if answer.label_set is None else list(answer.label_set),
     )
 
 

@@ -91,9 +91,12 @@ class ServedAnswer(_Wire):
     validator_score: float | None
     """Of the first variant's answer; None where there was none that could be scored."""
     reason: str | None = None
-    """Why it was escalated: low_score, invalid_output, error or timeout."""
+    """Why it was escalated: low_score, invalid_output, error, timeout, or what a check says, such as too_short."""
     certificate_id: str | None
     request_id: str
+    label_set: list[str] | None = None
+    """Labels, the most probable first, one of which is the true one with the plan's coverage; None without such sets
+    (`select.conformal`)."""
 
 
 class PredictResponse(_Wire):
