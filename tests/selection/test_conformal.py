@@ -83,19 +83,46 @@ class Given(ClassifierMixin, BaseEstimator):
         return True
 
 
-@pytest.mark.parametrize(("kind", "score"), [("split", "lac"), ("aps", "aps")])
 @pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
-def test_sets_are_those_of_mapie(kind, score, level):
+def test_split_sets_are_those_of_mapie(level):
     p, labels = world(900, 5, 3)
     model = Given()
     model.classes_ = np.arange(5)
-    oracle = SplitConformalClassifier(model, confidence_level=level, conformity_score=score, prefit=True)
-    oracle.conformalize(p[:500], labels[:500])
-    options = {"conformity_score_params": {"include_last_label": False}} if kind == "aps" else {}
-    expected = oracle.predict_set(p[500:], **options)[1][:, :, 0].astype(bool)
-    expected[np.arange(400), p[500:].argmax(1)] = True
-    sets = fit_label_sets(ConformalConfig(kind=kind), p[:500], labels[:500], level)
-    np.testing.assert_array_equal(sets.members(p[500:]), expected)
+    oracle = SplitConformalClassifier(model, confidence_level=level, conformity_score="lac", prefit=True)
+    expected = oracle.conformalize(p[:500], labels[:500]).predict_set(p[500:])[1][:, :, 0].astype(bool)
+    sets = fit_label_sets(ConformalConfig(), p[:500], labels[:500], level)
+    np.testing.assert_array_equal(nonconformity(sets.config, p[500:]) <= sets.limits, expected)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
+def test_adaptive_sets_are_as_large_as_those_of_mapie(level):
+    """MAPIE draws at random how much of a label's own probability counts; here all of it does."""
+    p, labels = world(4000, 5, 3)
+    model = Given()
+    model.classes_ = np.arange(5)
+    oracle = SplitConformalClassifier(
+        model, confidence_level=level, conformity_score="aps", prefit=True, random_state=0
+    ).conformalize(p[:2000], labels[:2000])
+    theirs = oracle.predict_set(p[2000:], conformity_score_params={"include_last_label": True})[1][:, :, 0]
+    ours = fit_label_sets(ConformalConfig(kind="aps"), p[:2000], labels[:2000], level).members(p[2000:])
+    (covered, size), (their_cover, their_size) = (coverage(m.astype(bool), labels[2000:]) for m in (ours, theirs))
+    assert covered >= level - 0.02 and abs(covered - their_cover) < 0.03
+    assert size == pytest.approx(their_size, rel=0.1)
+
+
+@given(st.integers(2, 6), st.integers(0, 2**16))
+def test_adaptive_sets_are_the_most_probable_labels_up_to_a_sum(classes, seed):
+    p = softmax(np.random.default_rng(seed).normal(scale=2, size=(5, classes)))
+    for kind, price in (("aps", 0.0), ("raps", 0.05)):
+        config = ConformalConfig(kind=kind, price=0.05, free=2)
+        found = LabelSets(config=config, level=0.9, limits=(0.85,) * classes, rows=9).members(p)
+        for row, members in zip(p, found, strict=True):
+            expected, total = {int(row.argmax())}, 0.0
+            for rank, label in enumerate(np.argsort(-row), start=1):
+                total += row[label]
+                if total + price * max(rank - 2, 0) <= 0.85:
+                    expected.add(int(label))
+            assert set(np.flatnonzero(members)) == expected
 
 
 def test_known_values():
