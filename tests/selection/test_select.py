@@ -359,6 +359,32 @@ def test_outputs_that_are_not_finite_count_as_escalated(tmp_path):
     assert plan.stages[0].model.name == "cheap" and certificate.escalation_rate == 1 / 50
 
 
+@pytest.mark.parametrize("kind", ["split", "mondrian", "aps", "raps"])
+def test_answers_carry_label_sets_of_the_stated_coverage(world, tmp_path, kind):
+    artifact = world.select(alpha=0.02, conformal={"coverage": 0.9, "kind": kind})
+    plan, _ = read_plan(artifact)
+    assert [stage.label_sets.level for stage in plan.stages] == pytest.approx([0.95, 0.95])
+    assert plan.expected["test_label_set_coverage"] > 0.9 - 0.03
+    assert 1 <= plan.expected["test_label_set_size"] < 2
+    assert recheck(artifact.uri) == []
+
+    first = plan.stages[0]
+    forged = first.label_sets.model_copy(update={"limits": (0.5, 0.5)})
+    stages = [first.model_copy(update={"label_sets": forged}), *plan.stages[1:]]
+
+    def build(draft):
+        (draft.path / "plan.json").write_text(plan.model_copy(update={"stages": stages}).model_dump_json())
+        (draft.path / "certificate.json").write_bytes(artifact.read_bytes("certificate.json"))
+
+    problems = recheck(ArtifactStore(str(tmp_path)).make("select", {}, {}, build).uri)
+    assert problems == ["the label sets of cheap are not those of its calibration rows"]
+
+
+def test_a_model_alone_needs_no_share_of_the_coverage(world):
+    plan, _ = read_plan(world.select(alpha=0.02, min_saving=0.99, conformal={"coverage": 0.9}))
+    assert [stage.label_sets.level for stage in plan.stages] == pytest.approx([0.9])
+
+
 def test_a_label_that_is_not_there_is_refused(world):
     with pytest.raises(ConfigError, match=r"escalate: no such label.*valid: no, yes"):
         world.select(checks=[{"check": "labels", "escalate": ["maybe"]}])
