@@ -12,6 +12,9 @@ same division, the risk on the fresh rows, and the microseconds per row.
 
 Beside the validators stand `random`, a score that knows nothing, `oracle`, one that knows the losses, and with a second
 cheap variant `agreement`, the chance that independent answers of both are the same, which no plan can serve yet.
+
+With --foreign and --model, texts of another corpus with the same tokenizer are answered as well: which share of them
+would each validator accept at the threshold it was certified at?
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ VALIDATORS: dict[str, dict[str, Any]] = {
     },
 }
 CALIBRATED = {f"max_probability, {kind}": kind for kind in ("vector", "isotonic")}
+_FOREIGN = 500
 _OF_INPUTS = ("familiarity", "known_tokens", "length")
 """Validators that learn from training rows alone, so once is enough."""
 
@@ -68,12 +72,14 @@ class Held:
         second: logits of another cheap variant, or None.
         labels: names of the classes.
         training: the training rows.
+        foreign: rows of another corpus, as the first model answers them, or None.
     """
 
     rows: Rows
     second: NDArray[np.float32] | None
     labels: list[str]
     training: Training
+    foreign: Rows | None
 
     def some(self, index: NDArray[np.int64]) -> Rows:
         """These rows."""
@@ -90,6 +96,8 @@ def main() -> None:
     parser.add_argument("--full", default="full", help="outputs of the full model")
     parser.add_argument("--first", required=True, help="outputs of the variant that answers first, or its name")
     parser.add_argument("--second", help="outputs of another cheap variant, or its name")
+    parser.add_argument("--foreign", help="another prepared corpus")
+    parser.add_argument("--model", help="the variant that answers first, to answer that corpus too")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--divisions", type=int, default=200)
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.01, 0.02])
@@ -114,7 +122,16 @@ def _held(arguments: argparse.Namespace) -> Held:
     full = logits[arguments.full]
     second = logits[arguments.second] if arguments.second else None
     rows = Rows(truth, logits[arguments.first], full, full, inputs)
-    return Held(rows, second, label_names(data), training_of(data))
+    foreign = None if arguments.foreign is None else _foreign(arguments.foreign, arguments.model)
+    return Held(rows, second, label_names(data), training_of(data), foreign)
+
+
+def _foreign(data: str, model: str) -> Rows:
+    from lspm_ray.inference.predictor import load_predictor
+
+    inputs = inputs_of(open_artifact(data), "selection")[:_FOREIGN]
+    logits = load_predictor(open_artifact(model).local(), 1).predict(inputs)
+    return Rows(np.zeros(len(inputs), dtype=np.int64), logits, logits, logits, inputs)
 
 
 def _of_run(config: Path) -> tuple[Artifact, Mapping[str, Artifact]]:
@@ -134,17 +151,22 @@ def measure(held: Held, alphas: list[float], divisions: int) -> dict[str, Any]:
     rates: dict[str, dict[str, list[float]]] = {}
     risks: dict[str, dict[str, list[float]]] = {}
     seconds: dict[str, list[float]] = {}
+    accepted_foreign: dict[str, dict[str, list[float]]] = {}
     for number in range(divisions):
         order = np.random.default_rng(number).permutation(len(held.rows.labels))
         cuts = np.split(order, [int(0.3 * len(order)), int(0.8 * len(order))])
         calibration, fresh = (held.some(cut) for cut in cuts[1:])
         for risk in RISKS:
-            for name, scores in _scores(held, cuts, risk, number, seconds):
+            for name, scores, foreign in _scores(held, cuts, risk, number, seconds):
                 grid = grid_of(scores[0], 200)
                 for alpha in alphas:
                     point = calibration.certify(risk, scores[1], grid, alpha, DELTA).point  # type: ignore[arg-type]
-                    accepted = scores[2] >= (np.inf if point is None else point.threshold)
+                    limit = np.inf if point is None else point.threshold
+                    accepted = scores[2] >= limit
                     level = f"{risk} {alpha:g}"
+                    if foreign is not None:
+                        share = float((foreign >= limit).mean())
+                        accepted_foreign.setdefault(level, {}).setdefault(name, []).append(share)
                     rate = 1.0 if point is None else point.escalation_rate
                     rates.setdefault(level, {}).setdefault(name, []).append(rate)
                     lost = fresh.risk(risk, accepted)  # type: ignore[arg-type]
@@ -165,6 +187,7 @@ def measure(held: Held, alphas: list[float], divisions: int) -> dict[str, Any]:
                     f"against_{BASELINE}": _spread(np.array(values) - np.array(found[BASELINE])),
                     "fresh_risk": float(np.mean(risks[level][name])),
                     "fresh_risk_above_alpha": float(np.mean(np.array(risks[level][name]) > float(level.split()[1]))),
+                    "foreign_accepted": _spread(kept) if (kept := accepted_foreign.get(level, {}).get(name)) else None,
                 }
                 for name, values in found.items()
             }
@@ -181,31 +204,34 @@ Three = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 def _scores(
     held: Held, cuts: list[NDArray[np.int64]], risk: str, seed: int, seconds: dict[str, list[float]]
-) -> Iterator[tuple[str, Three]]:
-    """Of each validator, on selection, calibration and fresh rows."""
+) -> Iterator[tuple[str, Three, NDArray[np.float64] | None]]:
+    """Of each validator, on selection, calibration and fresh rows, and on foreign ones where it can judge them."""
     parts = [held.some(cut) for cut in cuts]
     selection = parts[0]
     for name, spec in VALIDATORS.items():
         if spec["validator"] in _OF_INPUTS:
-            yield name, _three(_of_inputs(held, name), cuts)
+            known, strange = _of_inputs(held, name)
+            yield name, _three(known, cuts), strange
             continue
         fitted = _fit(selection, spec, "temperature", risk, held)
         began = time.perf_counter()
         first = selection.scores(fitted)
         seconds.setdefault(name, []).append((time.perf_counter() - began) / len(first))
-        yield name, (first, parts[1].scores(fitted), parts[2].scores(fitted))
+        strange = None if held.foreign is None else held.foreign.scores(fitted)
+        yield name, (first, parts[1].scores(fitted), parts[2].scores(fitted)), strange
     for name, kind in CALIBRATED.items():
         fitted = _fit(selection, VALIDATORS[BASELINE], kind, risk, held)
-        yield name, tuple(part.scores(fitted) for part in parts)  # type: ignore[misc]
+        strange = None if held.foreign is None else held.foreign.scores(fitted)
+        yield name, (parts[0].scores(fitted), parts[1].scores(fitted), parts[2].scores(fitted)), strange
     random = np.random.default_rng([seed, 1]).random(len(held.rows.labels))
-    yield "random", _three(random, cuts)
+    yield "random", _three(random, cuts), None
     lost = held.rows._losses(risk, held.rows.first)  # type: ignore[arg-type]
-    yield "oracle", _three(random - lost, cuts)
+    yield "oracle", _three(random - lost, cuts), None
     if held.second is not None:
         some = [(held.rows.first, cuts[0]), (held.second, cuts[0])]
         first_t, second_t = (fit_temperature(logits[cut], held.rows.labels[cut]) for logits, cut in some)
         both = softmax(held.rows.first, first_t) * softmax(held.second, second_t)
-        yield "agreement", _three(both.sum(axis=1), cuts)
+        yield "agreement", _three(both.sum(axis=1), cuts), None
 
 
 def _fit(selection: Rows, spec: dict[str, Any], calibrator: Any, risk: Any, held: Held) -> Scorer:
@@ -216,14 +242,15 @@ def _three(scores: NDArray[np.float64], cuts: list[NDArray[np.int64]]) -> Three:
     return scores[cuts[0]], scores[cuts[1]], scores[cuts[2]]
 
 
-_KEPT: dict[str, NDArray[np.float64]] = {}
+_KEPT: dict[str, tuple[NDArray[np.float64], NDArray[np.float64] | None]] = {}
 
 
-def _of_inputs(held: Held, name: str) -> NDArray[np.float64]:
-    """Scores of all held-out rows by a validator that looks at their token ids alone."""
+def _of_inputs(held: Held, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Scores of all held-out and foreign rows by a validator that looks at their token ids alone."""
     if name not in _KEPT:
         fitted = _fit(held.rows, VALIDATORS[name], "temperature", "regret", held)
-        _KEPT[name] = held.rows.scores(fitted)
+        strange = None if held.foreign is None else held.foreign.scores(fitted)
+        _KEPT[name] = held.rows.scores(fitted), strange
     return _KEPT[name]
 
 
