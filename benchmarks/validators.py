@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import lspm_ray.selection.scorer as scorer_module
 from lspm_ray.artifact import Artifact, hardware, open_artifact
 from lspm_ray.corpus.shards import labels as label_names
 from lspm_ray.evaluation.calibration import fit_temperature, softmax
@@ -37,8 +38,8 @@ from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, read_outputs
 from lspm_ray.selection.options import Rows, grid_of
 from lspm_ray.selection.scorer import Scorer
 from lspm_ray.selection.select import inputs_of, training_of
-from lspm_ray.validators import Training, Validator
-from lspm_ray.validators.kinds import familiarity
+from lspm_ray.validators import Outputs, Training, Validator
+from lspm_ray.validators.kinds.familiarity import Familiarity
 
 RISKS, DELTA = ("regret", "disagreement"), 0.05
 BASELINE = "max_probability"
@@ -58,7 +59,7 @@ VALIDATORS: dict[str, dict[str, Any]] = {
     },
 }
 CALIBRATED = {f"max_probability, {kind}": kind for kind in ("vector", "isotonic")}
-_FOREIGN = 500
+_FOREIGN, _CALIBRATORS = 500, 10
 _OF_INPUTS = ("familiarity", "known_tokens", "length")
 """Validators that learn from training rows alone, so once is enough."""
 
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--foreign", help="another prepared corpus")
     parser.add_argument("--model", help="the variant that answers first, to answer that corpus too")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--rows", type=int, help="held-out rows, evenly spaced; all unless given")
     parser.add_argument("--divisions", type=int, default=200)
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.01, 0.02])
     arguments = parser.parse_args()
@@ -147,7 +149,7 @@ def _of_run(config: Path) -> tuple[Artifact, Mapping[str, Artifact]]:
 def measure(held: Held, alphas: list[float], divisions: int) -> dict[str, Any]:
     """All numbers."""
     began = time.monotonic()
-    _remember_embeddings()
+    _remember()
     rates: dict[str, dict[str, list[float]]] = {}
     risks: dict[str, dict[str, list[float]]] = {}
     seconds: dict[str, list[float]] = {}
@@ -254,25 +256,36 @@ def _of_inputs(held: Held, name: str) -> tuple[NDArray[np.float64], NDArray[np.f
     return _KEPT[name]
 
 
-def _remember_embeddings() -> None:
-    """Make every embedding once: it depends on a row and the training rows, never on the division."""
-    fit, embed = familiarity.fit_embedding, familiarity.embed
-    fitted: dict[tuple[int, int], Any] = {}
-    known: dict[bytes, NDArray[np.float64]] = {}
+def _remember() -> None:
+    """Do once what every division would do again: familiarity looks at a row and the training rows alone."""
+    fit, score, calibrate = Familiarity.fit, Familiarity.score, scorer_module.fit_calibrator
+    fitted: dict[str, Any] = {}
+    known: dict[tuple[str, bytes], float] = {}
+    calibrated: dict[tuple[str, bytes], Any] = {}
 
-    def fit_once(inputs: Any, buckets: int, dimensions: int) -> Any:
-        key = buckets, dimensions
+    def fit_once(self: Familiarity, examples: Any) -> Any:
+        key = str(self.spec())
         if key not in fitted:
-            fitted[key] = fit(inputs, buckets, dimensions)
+            fitted[key] = fit(self, examples)
         return fitted[key]
 
-    def embed_once(inputs: Any, state: Any) -> Any:
-        for row in inputs:
-            if row.tobytes() not in known:
-                known[row.tobytes()] = embed([row], state)[0]
-        return np.stack([known[row.tobytes()] for row in inputs])
+    def score_once(self: Familiarity, outputs: Outputs, state: Any) -> NDArray[np.float64]:
+        keys = [(str(self.distance), row.tobytes()) for row in outputs.inputs]
+        for number, key in enumerate(keys):
+            if key not in known:
+                known[key] = float(score(self, outputs[number : number + 1], state)[0])
+        return np.array([known[key] for key in keys])
 
-    familiarity.fit_embedding, familiarity.embed = fit_once, embed_once
+    def calibrate_once(kind: Any, logits: Any, labels: Any) -> Any:
+        key = kind, logits.tobytes()
+        if key not in calibrated:
+            if len(calibrated) > _CALIBRATORS:
+                calibrated.clear()
+            calibrated[key] = calibrate(kind, logits, labels)
+        return calibrated[key]
+
+    Familiarity.fit, Familiarity.score = fit_once, score_once  # type: ignore[method-assign]
+    scorer_module.fit_calibrator = calibrate_once
 
 
 def _spread(values: Any) -> dict[str, float]:
