@@ -47,7 +47,8 @@ VALIDATORS: dict[str, dict[str, Any]] = {
     **{name: {"validator": name} for name in ("max_probability", "margin", "entropy", "energy")},
     "deferral, logistic": {"validator": "deferral"},
     "deferral, boosting": {"validator": "deferral", "model": "boosting"},
-    "familiarity, mahalanobis": {"validator": "familiarity"},
+    "familiarity, unigram": {"validator": "familiarity"},
+    "familiarity, mahalanobis": {"validator": "familiarity", "distance": "mahalanobis"},
     "familiarity, knn": {"validator": "familiarity", "distance": "knn"},
     "known_tokens": {"validator": "known_tokens"},
     "length": {"validator": "length"},
@@ -188,7 +189,6 @@ def measure(held: Held, alphas: list[float], divisions: int) -> dict[str, Any]:
                     "escalation_rate": _spread(values),
                     f"against_{BASELINE}": _spread(np.array(values) - np.array(found[BASELINE])),
                     "fresh_risk": float(np.mean(risks[level][name])),
-                    "fresh_risk_above_alpha": float(np.mean(np.array(risks[level][name]) > float(level.split()[1]))),
                     "foreign_accepted": _spread(kept) if (kept := accepted_foreign.get(level, {}).get(name)) else None,
                 }
                 for name, values in found.items()

@@ -388,7 +388,7 @@ def test_a_model_alone_needs_no_share_of_the_coverage(world):
 def test_a_label_that_is_not_there_is_refused(world):
     with pytest.raises(ConfigError, match=r"escalate: no such label.*valid: no, yes"):
         world.select(checks=[{"check": "labels", "escalate": ["maybe"]}])
-    with pytest.raises(ConfigError, match=r"unknown check.*valid: known_tokens, labels, language, length"):
+    with pytest.raises(ConfigError, match=r"unknown check.*valid: familiarity, known_tokens, labels, language, length"):
         SelectConfig.parse({"checks": ["gut_feeling"]})
 
 

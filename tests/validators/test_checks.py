@@ -44,6 +44,27 @@ def test_known_tokens():
     assert Check.make(spec).learns and Check.make(spec).reads_training
 
 
+def test_familiarity():
+    random = np.random.default_rng(0)
+
+    def rows(low, high, count=200):
+        inputs = [random.integers(low, high, 15) for _ in range(count)]
+        return Outputs(inputs, np.zeros((count, 2)), np.full((count, 2), 0.5), ["no", "yes"])
+
+    check = Check.make({"check": "familiarity", "share": 0.05})
+    known = rows(0, 100)
+    training = Training(rows(0, 100).inputs, np.arange(200) % 2)
+    state = check.fit(Examples(known, np.zeros(200, dtype=bool), training))
+    refused = check.verdict(known, state)
+    assert refused.count("unfamiliar") == 10 == 200 - refused.count(None)
+    assert check.verdict(rows(0, 100), state).count("unfamiliar") < 40
+    strange = Outputs(
+        [np.full(15, 1000 + n) for n in range(50)], np.zeros((50, 2)), np.full((50, 2), 0.5), ["no", "yes"]
+    )
+    assert check.verdict(strange, state) == ["unfamiliar"] * 50
+    assert check.verdict(known[3:4], state) == refused[3:4]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("lingua") is None, reason="lingua is not installed")
 def test_language():
     texts = [

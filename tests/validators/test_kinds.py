@@ -16,6 +16,7 @@ from lspm_ray.validators.embedding import embed
 VOCABULARY = 300
 KINDS = [
     *Validator.names(),
+    {"validator": "familiarity", "distance": "mahalanobis"},
     {"validator": "familiarity", "distance": "knn", "neighbours": 3},
     {"validator": "deferral", "model": "boosting"},
     {"validator": "combined", "of": ["margin", "energy", "known_tokens"]},
@@ -161,6 +162,16 @@ def test_boosted_trees_are_those_of_scikit_learn():
     np.testing.assert_allclose(sum_of_trees(fresh, state), added, atol=1e-9)
 
 
+def test_unigram_is_the_mean_log_probability_of_the_tokens():
+    validator = Validator.make("familiarity")
+    training = Training([np.array([1, 1, 2]), np.array([2, 1])], np.array([0, 1]))
+    found = outputs_of(np.zeros((4, 2)), [np.array(r, dtype=int) for r in ([1], [1, 2], [9], [])])
+    scores = validator.score(found, validator.fit(Examples(found, np.zeros(4, dtype=bool), training)))
+    # Counts 0, 3 and 2 of the ids, and none of any other; one is added to each.
+    p = np.log(np.array([1, 4, 3, 1]) / 9)
+    np.testing.assert_allclose(scores, [p[1], (p[1] + p[2]) / 2, p[3], p[3]])
+
+
 @pytest.mark.parametrize("distance", ["mahalanobis", "knn"])
 def test_what_is_unlike_the_training_rows_is_less_familiar(distance):
     validator = Validator.make({"validator": "familiarity", "distance": distance})
@@ -187,7 +198,7 @@ def test_neighbours_are_those_of_scikit_learn():
 
 
 def test_mahalanobis_is_the_distance_of_the_shrunken_covariance():
-    validator = Validator.make({"validator": "familiarity", "dimensions": 5})
+    validator = Validator.make({"validator": "familiarity", "distance": "mahalanobis", "dimensions": 5})
     found = examples(2)
     state = validator.fit(found)
     train = embed(found.training.inputs, state)

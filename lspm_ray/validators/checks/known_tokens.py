@@ -16,7 +16,7 @@ class KnownTokens(Check):
         max_unseen: largest share of tokens that occur in no training row.
     """
 
-    max_unseen: float = Field(0.2, ge=0, le=1)
+    max_unseen: float = Field(0.1, ge=0, le=1)
 
     @property
     def learns(self) -> bool:
