@@ -218,7 +218,8 @@ def _scores(
         fitted = _fit(selection, spec, "temperature", risk, held)
         began = time.perf_counter()
         first = selection.scores(fitted)
-        seconds.setdefault(name, []).append((time.perf_counter() - began) / len(first))
+        if not Validator.make(spec).reads_training or spec["validator"] == "deferral":  # the others' scores are kept
+            seconds.setdefault(name, []).append((time.perf_counter() - began) / len(first))
         strange = None if held.foreign is None else held.foreign.scores(fitted)
         yield name, (first, parts[1].scores(fitted), parts[2].scores(fitted)), strange
     for name, kind in CALIBRATED.items():
