@@ -40,6 +40,7 @@ from lspm_ray.models.base import base
 from lspm_ray.models.source import ModelConfig
 from lspm_ray.selection.options import Rows
 from lspm_ray.selection.risk import threshold_grid
+from lspm_ray.selection.scorer import Scorer
 from lspm_ray.tasks import Task
 from lspm_ray.training.finetune import FinetuneConfig, finetune
 from lspm_ray.training.trainer import fit_here
@@ -154,17 +155,19 @@ def held_out(models: Mapping[str, Artifact], data: Artifact, store: ArtifactStor
     read = {name: [read_outputs(artifact, split) for split in EVALUATION_SPLITS] for name, artifact in made.items()}
     logits = {name: np.concatenate([split[2] for split in splits]) for name, splits in read.items()}
     labels = np.concatenate([split[1] for split in read[FULL]])
-    return {name: Rows(labels, logits[name], logits[FULL], logits[FULL], []) for name in models if name != FULL}
+    none = [np.zeros(0, dtype=np.int64)] * len(labels)
+    return {name: Rows(labels, logits[name], logits[FULL], logits[FULL], none) for name in models if name != FULL}
 
 
 def certify(rows: Rows) -> dict[str, float]:
     """Share of the rows that is escalated, for each risk and alpha: the mean over random divisions of the rows."""
     found: dict[str, list[float]] = {}
     for chosen, certifying in _divisions(rows):
+        labels = [str(label) for label in range(chosen.first.shape[1])]
         temperature = fit_temperature(chosen.first, chosen.labels)
-        validator = Validator.make("max_probability")
-        grid = threshold_grid(chosen.scores(validator, temperature))
-        scores = certifying.scores(validator, temperature)
+        scorer = Scorer(labels, Validator.make("max_probability"), temperature=temperature)
+        grid = threshold_grid(chosen.scores(scorer))
+        scores = certifying.scores(scorer)
         for risk in RISKS:
             for alpha in ALPHAS:
                 rate = certifying.certify(risk, scores, grid, alpha, DELTA).escalation_rate  # type: ignore[arg-type]
@@ -180,7 +183,7 @@ def _divisions(rows: Rows) -> Iterator[tuple[Rows, Rows]]:
 
 
 def _some(rows: Rows, index: Any) -> Rows:
-    return Rows(rows.labels[index], rows.first[index], rows.last[index], rows.full[index], [])
+    return Rows(rows.labels[index], rows.first[index], rows.last[index], rows.full[index], rows.inputs[: len(index)])
 
 
 def _summary(

@@ -7,9 +7,8 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from lspm_ray.artifact import Artifact, ArtifactStore, join, open_artifact
 from lspm_ray.cluster import turn_on_cluster
@@ -22,8 +21,10 @@ from lspm_ray.evaluation.outputs import InferHere, outputs, read_outputs
 from lspm_ray.profiling.profile import examples_of, measure_models
 from lspm_ray.profiling.table import Speed
 from lspm_ray.progress import Report
-from lspm_ray.selection.options import Option, choose
-from lspm_ray.selection.select import estimate_pairs, inputs_of, rows, validator_cost
+from lspm_ray.selection.options import Option, Rows, choose
+from lspm_ray.selection.risk import ACCEPT_ALL
+from lspm_ray.selection.scorer import Scorer
+from lspm_ray.selection.select import estimate_pairs, inputs_of, rows, texts_of, training_of, validator_cost
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
 from lspm_ray.training.checkpoint import CheckpointStore
@@ -248,14 +249,22 @@ class _Work:
     def certified(self, models: Mapping[str, Artifact], measured: Mapping[str, Measured]) -> dict[str, float]:
         found = self.outputs(models, "selection")
         inputs, config = inputs_of(self.data, "selection"), self.settings.select
+        texts = texts_of(self.data, "selection") if config.reads_texts else None
+        training, names = cache(lambda: training_of(self.data)), labels(self.data)
 
-        def rows_of(first: str, last: str) -> Any:
-            return rows([found[first], found[last], found[FULL]], "selection", inputs)
+        def rows_of(first: str, last: str) -> Rows:
+            return rows([found[first], found[last], found[FULL]], "selection", inputs, texts)
 
-        own = validator_cost(config.make_validator(), rows_of(FULL, FULL), measured[FULL].speed)
-        options = estimate_pairs(config, measured, rows_of, own, self.report, labels(self.data))
+        @cache
+        def scorer_of(first: str) -> Scorer:
+            judges = config.make_validator(), config.make_checks()
+            return rows_of(first, FULL).fit_scorer(*judges, config.calibrator, config.risk, names, training)
+
+        some = next((name for name in models if name != FULL), FULL)
+        own = validator_cost(scorer_of(some), rows_of(some, FULL), measured[FULL].speed)
+        options = estimate_pairs(config, measured, rows_of, scorer_of, own, self.report, names)
         chosen, _ = choose(options, config.min_saving if config.first is None else float("-inf"))
-        return _cascade(chosen, rows_of, measured[FULL].seconds, config.make_validator())
+        return _cascade(chosen, rows_of, measured[FULL].seconds, scorer_of)
 
 
 def _member(work: _Work, uri: str, on_epoch: OnEpoch, given: Path | None) -> Outcome:
@@ -276,14 +285,17 @@ def _member(work: _Work, uri: str, on_epoch: OnEpoch, given: Path | None) -> Out
 
 
 def _cascade(
-    chosen: Option | None, rows_of: Callable[[str, str], Any], full_s: float, validator: Any
+    chosen: Option | None,
+    rows_of: Callable[[str, str], Rows],
+    full_s: float,
+    scorer_of: Callable[[str], Scorer],
 ) -> dict[str, float]:
     """What the chosen cascade costs; without one the full model answers everything."""
     cost, escalated, drop = 1.0, 0.0, 0.0
     if chosen is not None:
         found = rows_of(chosen.first, chosen.last or FULL)
-        limit = float("-inf") if chosen.threshold is None else chosen.threshold
-        accepted = found.scores(validator, chosen.temperature) >= limit
+        limit = ACCEPT_ALL if chosen.threshold is None else chosen.threshold
+        accepted = found.scores(scorer_of(chosen.first)) >= limit
         cost, escalated = chosen.cost, chosen.escalation_rate
         drop = found.full_accuracy - found.accuracy(accepted)
     return {

@@ -13,7 +13,9 @@ from lspm_ray.cli import app
 from lspm_ray.compression.compress import CompressConfig
 from lspm_ray.compression.method import Method
 from lspm_ray.compression.presets import PRESETS
+from lspm_ray.selection.select import SelectConfig
 from lspm_ray.settings import Settings
+from lspm_ray.validators import Check, Outputs, Validator
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,12 +87,25 @@ def test_the_page_on_compression_lists_every_method_and_preset_and_its_examples_
         CompressConfig.parse(yaml.safe_load(example)["compress"])
 
 
+def test_the_page_on_validators_lists_every_validator_and_check_and_its_examples_work():
+    page = (ROOT / "docs" / "validators.md").read_text(encoding="utf-8")
+    validators, _, checks = page.partition("## Checks")
+    named = re.compile(r"^\| `(\w+)` \|", flags=re.M)
+    assert sorted(named.findall(validators)) == sorted(Validator.names())
+    assert sorted(named.findall(checks)) == sorted(Check.names())
+    examples = blocks(page, "yaml")
+    assert examples
+    for example in examples:
+        SelectConfig.parse(yaml.safe_load(example)["select"])
+
+
 def test_the_validator_in_contributing_works():
     (code,) = blocks(CONTRIBUTING, "python")
     module: dict[str, object] = {"__name__": "example"}
     exec(compile(code, "CONTRIBUTING.md", "exec"), module)
     validator = module["Length"].parse({"tokens": 4})
-    scores = validator.score([np.array([1, 2]), np.array([1, 2, 3, 4, 5])], np.array([[0.9, 0.1], [0.9, 0.1]]))
+    p = np.array([[0.9, 0.1], [0.9, 0.1]])
+    scores = validator.score(Outputs([np.array([1, 2]), np.array([1, 2, 3, 4, 5])], np.log(p), p, ["a", "b"]), {})
     assert scores == pytest.approx([0.45, 0.9])
 
 

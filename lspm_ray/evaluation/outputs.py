@@ -67,12 +67,17 @@ class _Infer:
     def __call__(self, table: pa.Table) -> pa.Table:
         examples = [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
         for column, predictor in self._predictors.items():
-            table = table.append_column(column, logits_array(_as_served(predictor, examples)))
+            table = table.append_column(column, logits_array(as_served(predictor, examples)))
         return table
 
 
-def _as_served(predictor: Predictor, examples: Sequence[Encoded]) -> NDArray[np.float32]:
-    """Logits [rows, labels], in the order of a split, which is random: rows have company as they would in traffic."""
+def as_served(predictor: Predictor, examples: Sequence[Encoded]) -> NDArray[np.float32]:
+    """Logits [rows, labels], in the order of a split, which is random: rows have company as they would in traffic.
+
+    Args:
+        predictor: the model.
+        examples: token ids of each row.
+    """
     starts = range(0, max(1, len(examples)), SERVED_ROWS)
     return np.concatenate([predictor.predict(examples[start : start + SERVED_ROWS]) for start in starts])
 

@@ -16,7 +16,7 @@ from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.build import STATS_FILE
 from lspm_ray.corpus.shards import read_split
-from lspm_ray.evaluation.calibration import fit_temperature, softmax
+from lspm_ray.evaluation.calibration import Calibrator, fit_temperature, probabilities, softmax
 from lspm_ray.evaluation.forgetting import exemplars
 from lspm_ray.evaluation.metrics import Estimate, proportion, reliability_bins
 from lspm_ray.evaluation.outputs import read_outputs
@@ -288,22 +288,22 @@ def _matrix(variant: VariantProfile) -> Confusion:
 
 def _reliability(name: str, outputs: Artifact, plan: Plan) -> Reliability:
     _, labels, logits = read_outputs(outputs, "test")
-    temperature = _temperature(name, outputs, plan)
+    temperature, calibrator = _calibration(name, outputs, plan)
     return Reliability(
         model=name,
         temperature=temperature,
         before=reliability_bins(softmax(logits), labels),
-        after=reliability_bins(softmax(logits, temperature), labels),
+        after=reliability_bins(probabilities(logits, temperature, calibrator), labels),
     )
 
 
-def _temperature(name: str, outputs: Artifact, plan: Plan) -> float:
-    """The plan's, or fitted as the plan's were, for a model that is not in it."""
+def _calibration(name: str, outputs: Artifact, plan: Plan) -> tuple[float, Calibrator | None]:
+    """The plan's, or a temperature fitted as the plan's were, for a model that is not in it."""
     for stage in plan.stages:
         if stage.model.name == name:
-            return stage.temperature
+            return stage.temperature, stage.calibrator
     _, labels, logits = read_outputs(outputs, "selection")
-    return fit_temperature(logits, labels)
+    return fit_temperature(logits, labels), None
 
 
 def training(full: Artifact) -> Training:

@@ -18,6 +18,7 @@ from lspm_ray.report.findings import Findings
 from lspm_ray.report.frame import Section, figure, page, tiles, verdict
 from lspm_ray.report.gears import gears
 from lspm_ray.report.markup import Child, Html, element, name
+from lspm_ray.selection.plan import Certificate
 from lspm_ray.training.gain import Gain
 
 _SIDE_BY_SIDE = 8
@@ -216,11 +217,13 @@ def _certificate(findings: Findings) -> Child:
             [
                 name(c.first.name),
                 f" answering {'in place of' if c.last is None else 'before'} {(c.last or c.full).name}, its logits "
-                f"divided by {c.temperature:.4g}, judged by {words.spec(c.validator, 'validator')}: {rule}.",
+                f"divided by {c.temperature:.4g}{_recalibrated(c)}, judged by "
+                f"{words.spec(c.validator, 'validator')}: {rule}.{_refused(c)}",
             ],
         ),
         ("On what evidence", words.evidence(findings)),
         ("What happened on test", _on_test(findings)),
+        ("Label sets", _label_sets(findings)),
         ("What is assumed", c.assumption[:1].upper() + c.assumption[1:] + "."),
         (
             "What is not promised",
@@ -263,6 +266,26 @@ def _load(findings: Findings) -> Child:
     return None if findings.gears is None else gears(findings.gears)
 
 
+def _recalibrated(c: Certificate) -> str:
+    return "" if c.calibrator is None else f" and its probabilities calibrated by {c.calibrator.kind} scaling"
+
+
+def _refused(c: Certificate) -> str:
+    names = [words.spec(check, "check") for check in c.checks]
+    return f" What these checks refuse is not accepted whatever its score: {', '.join(names)}." if names else ""
+
+
+def _label_sets(findings: Findings) -> str:
+    sets, expected = findings.plan.stages[0].label_sets, findings.plan.expected
+    if sets is None:
+        return ""
+    return (
+        f"Answers carry a set of labels that holds the true one with probability {words.level(sets.config.coverage)} "
+        f"or more ({sets.config.kind}); on test {words.percents(expected['test_label_set_coverage'])} of the sets did, "
+        f"with {expected['test_label_set_size']:.2f} labels on average."
+    )
+
+
 def _calibration(findings: Findings) -> Child:
     drawn = [
         figure(
@@ -274,7 +297,8 @@ def _calibration(findings: Findings) -> Child:
     note = (
         f"Does a confidence of 80{words.PERCENT} mean that 80{words.PERCENT} are right? Bins of equal mass on test, "
         f"with 95{words.PERCENT} intervals. "
-        "Temperatures were fitted on the selection split; answers do not change with them, probabilities do."
+        "Temperatures, and what may follow them, were fitted on the selection split; answers do not change with them, "
+        "probabilities do."
     )
     return [element("p", note), element("div", drawn, class_="pair")]
 

@@ -54,7 +54,9 @@ def agreement(plan: Plan, certificate: Certificate) -> Iterator[Check]:
     stages, default = plan.stages, certificate.default
     yield compare("certificate_id", certificate.id, plan.certificate_id)
     yield compare("validator", certificate.validator, plan.validator)
+    yield compare("checks", certificate.checks, plan.checks)
     yield compare("temperature", certificate.temperature, stages[0].temperature)
+    yield compare("calibrator", dump(certificate.calibrator), dump(stages[0].calibrator))
     yield compare("threshold", default.threshold, stages[0].threshold)
     for field in ("name", "digest", "uri"):
         yield compare(f"first.{field}", getattr(certificate.first, field), getattr(stages[0].model, field))
@@ -66,7 +68,7 @@ def agreement(plan: Plan, certificate: Certificate) -> Iterator[Check]:
         for stage, threshold in zip(certificate.middle, default.middle_thresholds, strict=False)
     ]
     yield compare("middle", certified, middle)
-    yield compare("points", _dump(certificate.points), _dump(plan.points))
+    yield compare("points", [dump(point) for point in certificate.points], [dump(point) for point in plan.points])
 
 
 def arithmetic(certificate: Certificate) -> Iterator[Check]:
@@ -107,5 +109,6 @@ def _holds(what: str, found: Any, stated: Any, ok: bool) -> Check:
     return Check(what=what, found=found, stated=stated, ok=bool(ok))
 
 
-def _dump(points: list[OperatingPoint]) -> list[dict[str, Any]]:
-    return [point.model_dump(mode="json") for point in points]
+def dump(value: Config | None) -> dict[str, Any] | None:
+    """A document as JSON has it."""
+    return None if value is None else value.model_dump(mode="json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
-from lspm_ray.evaluation.calibration import fit_temperature, softmax
+from lspm_ray.evaluation.calibration import CalibratorKind
 from lspm_ray.evaluation.forgetting import ClassChange, class_changes
 from lspm_ray.profiling.pareto import Constraints, violations
 from lspm_ray.profiling.table import Speed
@@ -25,8 +25,9 @@ from lspm_ray.selection.risk import (
     fixed_sequence,
     losses,
 )
+from lspm_ray.selection.scorer import Scorer, fit_scorer
 from lspm_ray.tasks import Encoded
-from lspm_ray.validators import Validator
+from lspm_ray.validators import Check, Training, Validator
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Rows:
         last: logits of the model that answers what is escalated [rows, labels].
         full: logits of the full model [rows, labels].
         inputs: token ids of each row, for validators that look at them.
+        texts: of each row, for validators and checks that read them.
     """
 
     labels: NDArray[np.int64]
@@ -46,10 +48,46 @@ class Rows:
     last: NDArray[np.float32]
     full: NDArray[np.float32]
     inputs: list[Encoded]
+    texts: list[str] | None = None
 
-    def scores(self, validator: Validator, temperature: float) -> NDArray[np.float64]:
-        """The validator's score of each answer of the first variant [rows]."""
-        return validator.score(self.inputs, softmax(self.first, temperature))
+    def fit_scorer(
+        self,
+        validator: Validator,
+        checks: Sequence[Check],
+        kind: CalibratorKind,
+        risk: RiskKind,
+        labels: Sequence[str],
+        training: Callable[[], Training],
+    ) -> Scorer:
+        """Learn how far the first variant can be trusted from these rows: see `fit_scorer`."""
+        return fit_scorer(
+            validator,
+            checks,
+            kind,
+            labels,
+            inputs=self.inputs,
+            logits=self.first,
+            truth=self.labels,
+            losses=self._losses(risk, self.first),
+            texts=self.texts,
+            training=training,
+        )
+
+    def take(self, index: NDArray[np.int64]) -> Rows:
+        """Some of the rows, in this order; the same one may occur twice."""
+        order = index.tolist()
+        return Rows(
+            self.labels[index],
+            self.first[index],
+            self.last[index],
+            self.full[index],
+            [self.inputs[row] for row in order],
+            None if self.texts is None else [self.texts[row] for row in order],
+        )
+
+    def scores(self, scorer: Scorer) -> NDArray[np.float64]:
+        """The score of each answer of the first variant [rows], `REFUSED` where it is escalated whatever happens."""
+        return scorer.scores(self.inputs, self.first, self.texts)
 
     def certify(
         self, risk: RiskKind, scores: NDArray[np.float64], grid: NDArray[np.float64], alpha: float, delta: float
@@ -58,11 +96,18 @@ class Rows:
         return fixed_sequence(scores, self._losses(risk, self.first), grid, alpha, delta, self._losses(risk, self.last))
 
     def walk(
-        self, risk: RiskKind, scores: NDArray[np.float64], path: NDArray[np.float64], *, last_is_full: bool
+        self,
+        risk: RiskKind,
+        scores: NDArray[np.float64],
+        path: NDArray[np.float64],
+        *,
+        last_is_full: bool,
+        checked: bool,
     ) -> Walk:
         """What becomes of these rows at each step of a path of thresholds: see `lspm_ray.selection.points.walk`."""
         last = None if last_is_full else self._losses(risk, self.last)
-        return walk([scores], [self._losses(risk, self.first), last], path, self.labels, self.full.shape[1])
+        lost = [self._losses(risk, self.first), last]
+        return walk([scores], lost, path, self.labels, self.full.shape[1], checked=checked)
 
     def risk(self, risk: RiskKind, accepted: NDArray[np.bool_]) -> float:
         """Share of rows whose answer is a loss, when these are accepted."""
@@ -155,11 +200,14 @@ class Promise(Config):
     labels: list[str]
 
 
-def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, promise: Promise) -> Option:
-    """What a pair of models would give, walking the thresholds on selection rows as certification will on others."""
-    temperature = fit_temperature(rows.first, rows.labels)
-    scores = rows.scores(validator, temperature)
-    walked = rows.walk(promise.risk, scores, tied_path([scores], promise.grid_size), last_is_full=last.name == FULL)
+def estimate(first: Priced, last: Priced, rows: Rows, scorer: Scorer, promise: Promise) -> Option:
+    """What a pair of models would give, walking the thresholds on selection rows as certification will on others.
+
+    A scorer that learns has learnt from these rows, so this is a little hopeful; certification is not.
+    """
+    scores = rows.scores(scorer)
+    path = tied_path([scores], promise.grid_size)
+    walked = rows.walk(promise.risk, scores, path, last_is_full=last.name == FULL, checked=bool(scorer.checks))
     wanted = Wanted(promise.alpha, (), promise.delta, promise.per_class)
     point = certify(walked, wanted, promise.labels).default
     alone = point is not None and point.threshold is None
@@ -167,7 +215,7 @@ def estimate(first: Priced, last: Priced, rows: Rows, validator: Validator, prom
     option = Option(
         first=first.name,
         last=None if alone else last.name,
-        temperature=temperature,
+        temperature=scorer.temperature,
         threshold=None if point is None else point.threshold,
         escalation_rate=e,
         cost=first.cost if alone else cascade_cost(first.cost, promise.validator_cost, e, last.cost),

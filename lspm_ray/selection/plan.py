@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from lspm_ray.config import Config, digest_of
+from lspm_ray.evaluation.calibration import Calibrator
+from lspm_ray.selection.conformal import LabelSets
 
 CERTIFICATE_FILE = "certificate.json"
 PLAN_FILE = "plan.json"
@@ -106,6 +108,13 @@ class Certificate(Config):
     validator: dict[str, Any]
     temperature: float
     """Divides the first variant's logits before the softmax that the validator sees; fitted on selection rows."""
+    calibrator: Calibrator | None = None
+    """What follows the temperature, fitted on selection rows too; None for nothing."""
+    checks: list[dict[str, Any]] = Field(default_factory=list)
+    """What refuses answers whatever their score; refused calibration rows were counted as escalated."""
+    scorer_digest: str | None = None
+    """sha256 of `scorer.safetensors`, what validator and checks have learnt from selection and training rows; None
+    where they learn nothing."""
     grid_size: int = 200
     """Thresholds that were tried: quantiles of the scores of selection rows."""
     calibration_rows: int
@@ -178,18 +187,22 @@ class PlanStage(Config):
     Attributes:
         model: its artifact.
         temperature: divides its logits before the softmax.
+        calibrator: what follows; None for nothing.
         threshold: accept where the validator's score >= threshold; None for the last stage: it always answers.
         batch_1_latency_ms: measured median; serving keeps a cheap first stage inside the ingress replica.
         cost: seconds of this machine per example at the best batch size, relative to full.
         rows_per_s: measured throughput of one replica at its best batch size; None where it was not measured.
+        label_sets: gives each of its answers a set of labels with a stated coverage; None where none was asked for.
     """
 
     model: ModelRef
     temperature: float = Field(gt=0)
+    calibrator: Calibrator | None = None
     threshold: float | None
     batch_1_latency_ms: float = Field(ge=0)
     cost: float = Field(ge=0)
     rows_per_s: float | None = Field(None, gt=0)
+    label_sets: LabelSets | None = None
 
 
 class Plan(Config):
@@ -204,6 +217,8 @@ class Plan(Config):
     max_characters: int | None = None
     """Longer texts are cut, as they were in the corpus; None for no limit."""
     validator: dict[str, Any]
+    checks: list[dict[str, Any]] = Field(default_factory=list)
+    """What refuses answers of the first stage whatever their score."""
     stages: list[PlanStage] = Field(min_length=1, max_length=2)
     points: list[OperatingPoint] = Field(default_factory=list)
     """The certificate's, from strict to lenient; empty when the full model serves alone."""

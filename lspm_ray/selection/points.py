@@ -46,6 +46,7 @@ from lspm_ray.errors import CertificateError
 from lspm_ray.selection.plan import ClassBound, OperatingPoint
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
+    REFUSED,
     Bools,
     Certified,
     Floats,
@@ -99,6 +100,7 @@ class Walk:
         class_rows: rows of each true class [classes].
         class_losses: losses among them [steps, classes].
         nested: a row that is lost at a step is lost at every later one.
+        checked: answers may be refused whatever their score, so that no threshold lets the first stage serve alone.
     """
 
     path: Floats
@@ -108,6 +110,7 @@ class Walk:
     class_rows: Ints
     class_losses: Ints
     nested: bool
+    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,18 +140,21 @@ def tied_path(scores: Sequence[NDArray[np.floating[Any]]], size: int, tie: float
     one parameter, so that one sequence of tests does for all stages.
 
     Args:
-        scores: of the selection rows, per stage but the last, [rows] each.
+        scores: of the selection rows, per stage but the last, [rows] each; those that are `REFUSED` do not count.
         size: most steps.
         tie: above 1 the later stages are more lenient than the first, below 1 stricter.
 
     Raises:
         CertificateError: scores that are not finite.
     """
-    first = threshold_grid(scores[0], size)
+    kept = [values[values > REFUSED] for values in scores]
+    if any(len(values) == 0 for values in kept):
+        return np.full((1, len(scores)), ACCEPT_ALL)
+    first = threshold_grid(kept[0], size)
     # What share of the rows lies below each threshold.
-    q = np.searchsorted(np.sort(scores[0]), first[:-1], side="left") / len(scores[0])
+    q = np.searchsorted(np.sort(kept[0]), first[:-1], side="left") / len(kept[0])
     columns = [first]
-    for further in scores[1:]:
+    for further in kept[1:]:
         threshold_grid(further, 2)  # refuses what is not finite
         columns.append(np.append(np.quantile(further, q**tie, method="inverted_cdf"), ACCEPT_ALL))
     return np.stack(columns, axis=1).astype(np.float64)
@@ -160,6 +166,8 @@ def walk(
     path: Floats,
     labels: NDArray[np.int64],
     classes: int,
+    *,
+    checked: bool = False,
 ) -> Walk:
     """Send the rows through the cascade at each step of a path.
 
@@ -170,6 +178,7 @@ def walk(
         path: thresholds [steps, stages - 1].
         labels: true classes [rows].
         classes: how many there are.
+        checked: see `Walk`.
 
     Raises:
         CertificateError: they do not cover the same rows, or scores are not finite.
@@ -203,6 +212,7 @@ def walk(
         class_rows=np.bincount(labels, minlength=classes).astype(np.int64),
         class_losses=class_losses,
         nested=stages == 2 and lost[-1] is None,
+        checked=checked,
     )
 
 
@@ -385,7 +395,7 @@ def _point(walked: Walk, step: int, level: float, alpha: float, wanted: Wanted, 
     lost, n = int(walked.losses[step]), walked.rows
     first, *middle = walked.path[step].tolist()
     shares = (walked.escalated[step] / n).tolist()
-    alone = first == ACCEPT_ALL
+    alone = first == ACCEPT_ALL and not walked.checked and not walked.escalated[step, 0]
     return OperatingPoint(
         alpha=alpha,
         level=level,

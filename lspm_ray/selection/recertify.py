@@ -29,16 +29,15 @@ from lspm_ray.corpus.read import Row, check_present, peek, read_unit
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.corpus.sources import Unit, resolve
 from lspm_ray.errors import CertificateError, DataError
-from lspm_ray.evaluation.outputs import OUTPUTS_STAGE, logits_array
+from lspm_ray.evaluation.outputs import OUTPUTS_STAGE, as_served, logits_array
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.models.directory import load_tokenizer
 from lspm_ray.progress import Report
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan
 from lspm_ray.selection.points import PointSet, certify
 from lspm_ray.selection.select import STAGE, SelectConfig
-from lspm_ray.selection.verify import Evidence, expected_numbers, path_of, tried_last
+from lspm_ray.selection.verify import Evidence, expected_numbers, path_of, refitted, tried_last
 from lspm_ray.tasks import Task
-from lspm_ray.validators import Validator
 
 HISTORY_FILE = "certificates.json"
 FRESH_STAGE = "labels"
@@ -215,7 +214,7 @@ def _outputs(name: str, model: Artifact, fresh: Artifact, store: ArtifactStore, 
         parts = []
         for start in range(0, len(ids), _ROWS_AT_ONCE):
             report(f"certify: {name}, {start}/{len(ids)} rows")
-            parts.append(predictor.predict(ids[start : start + _ROWS_AT_ONCE]))
+            parts.append(as_served(predictor, ids[start : start + _ROWS_AT_ONCE]))
         columns = {"id": table["id"], "label": table["label"], "logits": logits_array(np.concatenate(parts))}
         pq.write_table(pa.table(columns), draft.path / "calibration.parquet")
 
@@ -234,14 +233,14 @@ def _issue(
         }
     )
     selection, calibration = evidence.rows(old, "selection"), evidence.rows(new, "calibration")
-    validator = Validator.make(old.validator)
-    path = path_of(new, selection.scores(validator, old.temperature))
-    scores = calibration.scores(validator, old.temperature)
-    walked = calibration.walk(old.risk, scores, path, last_is_full=tried_last(new) == FULL)
+    scorer = evidence.scorer(old)
+    path = path_of(new, selection.scores(scorer))
+    last_is_full, checked = tried_last(new) == FULL, bool(scorer.checks)
+    walked = calibration.walk(old.risk, calibration.scores(scorer), path, last_is_full=last_is_full, checked=checked)
     found = certify(walked, config.wanted(evidence.plan.labels), evidence.plan.labels)
     return new.model_copy(
         update={
-            "points": _points(found),
+            "points": _points(found, alone=new.last is None),
             "multiplicity": found.multiplicity,
             "left_out": found.left_out,
             "calibration_rows": walked.rows,
@@ -249,12 +248,17 @@ def _issue(
     )
 
 
-def _points(found: PointSet) -> list[OperatingPoint]:
+def _points(found: PointSet, *, alone: bool) -> list[OperatingPoint]:
     if found.default is None:
         raise CertificateError(
             "no threshold keeps the promise on the fresh rows; the present certificate was left as it is",
             field="--labels",
             hint="Give a larger --alpha, or run the whole pipeline on newer data",
+        )
+    if alone and found.default.threshold is not None:
+        raise CertificateError(
+            "the first variant serves alone, but gave outputs that are not finite for some of the fresh rows",
+            field="--labels",
         )
     return found.points
 
@@ -262,13 +266,13 @@ def _points(found: PointSet) -> list[OperatingPoint]:
 def _plan(evidence: Evidence, certificate: Certificate) -> Plan:
     stages = list(evidence.plan.stages)
     stages[0] = stages[0].model_copy(update={"threshold": certificate.threshold})
-    costs = [stage.cost for stage in stages]
+    stages = refitted(evidence, certificate, stages)
     return evidence.plan.model_copy(
         update={
             "stages": stages,
             "points": certificate.points,
             "certificate_id": certificate.id,
-            "expected": evidence.plan.expected | expected_numbers(evidence, certificate, costs),
+            "expected": evidence.plan.expected | expected_numbers(evidence, certificate, stages),
         }
     )
 

@@ -1,7 +1,8 @@
 """How often the whole procedure breaks its promise on this task, by doing it over and over on other rows.
 
 All held-out rows of a task together (selection, calibration, test) stand for the population. Each round draws
-selection and calibration rows from them, fits the temperature, lays the path, certifies, and looks at what came true.
+selection and calibration rows from them, fits calibrator, validator and checks, lays the path, certifies, and looks at
+what came true.
 
 `drawn`: rows are drawn with replacement, and the pool is the population. So the true risk is known without error, and
 rows are independent, as the theorem wants: more wrong rounds than delta and sampling error explain mean that the
@@ -15,18 +16,19 @@ the choice among variants, which is kept as it was made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from lspm_ray.config import Config
-from lspm_ray.evaluation.calibration import fit_temperature
 from lspm_ray.progress import Report
 from lspm_ray.selection.options import Rows
 from lspm_ray.selection.plan import OperatingPoint
 from lspm_ray.selection.points import Walk, Wanted, certify, missing_rows, tied_path, walk
 from lspm_ray.selection.risk import RiskKind, losses
-from lspm_ray.validators import Validator
+from lspm_ray.selection.scorer import Scorer
 
 _CONFIDENCE = 0.95
 
@@ -88,13 +90,14 @@ def pool(parts: list[Rows]) -> Rows:
         join([part.last for part in parts]),
         join([part.full for part in parts]),
         [row for part in parts for row in part.inputs],
+        None if parts[0].texts is None else [text for part in parts for text in part.texts or []],
     )
 
 
 def resample(
     pooled: Rows,
     sizes: tuple[int, int],
-    validator: Validator,
+    fit: Callable[[Rows], Scorer],
     wanted: Wanted,
     risk: RiskKind,
     *,
@@ -108,7 +111,7 @@ def resample(
     Args:
         pooled: all held-out rows.
         sizes: of the selection and the calibration split.
-        validator: scores the answers.
+        fit: learns from selection rows how far answers can be trusted.
         wanted: what is certified.
         risk: which loss.
         last_is_full: escalation goes to the full model.
@@ -116,7 +119,7 @@ def resample(
         runs: rounds.
         report: progress.
     """
-    world = _World(pooled, validator, wanted, risk, last_is_full, grid_size)
+    world = _World(pooled, fit, wanted, risk, last_is_full, grid_size)
     random, n = np.random.default_rng(0), len(pooled.labels)
     selected = sizes[0] + sizes[1]
     everything = np.arange(n)
@@ -149,9 +152,15 @@ def _rate(counted: list[int], runs: int) -> Rate:
 
 class _World:
     def __init__(
-        self, pooled: Rows, validator: Validator, wanted: Wanted, risk: RiskKind, last_is_full: bool, grid_size: int
+        self,
+        pooled: Rows,
+        fit: Callable[[Rows], Scorer],
+        wanted: Wanted,
+        risk: RiskKind,
+        last_is_full: bool,
+        grid_size: int,
     ) -> None:
-        self.pooled, self.validator, self.wanted, self.grid_size = pooled, validator, wanted, grid_size
+        self.pooled, self.fit, self.wanted, self.grid_size = pooled, fit, wanted, grid_size
         answers = [logits.argmax(1) for logits in (pooled.first, pooled.last, pooled.full)]
         first, last = (losses(risk, answer, answers[2], pooled.labels) for answer in answers[:2])
         self.lost = [first, None if last_is_full else last]
@@ -161,10 +170,10 @@ class _World:
         self, selection: NDArray[np.int64], calibration: NDArray[np.int64], rest: NDArray[np.int64]
     ) -> tuple[bool, bool, OperatingPoint | None]:
         """Whether any promise is false on `rest`, whether the default's is, and the default point."""
-        temperature = fit_temperature(self.pooled.first[selection], self.pooled.labels[selection])
-        scores = self.pooled.scores(self.validator, temperature)
+        scorer = self.fit(self.pooled.take(selection))
+        scores = self.pooled.scores(scorer)
         path = tied_path([scores[selection]], self.grid_size)
-        walked = self._walk(scores, path, calibration)
+        walked = self._walk(scores, path, calibration, checked=bool(scorer.checks))
         wanted = self._possible(walked)
         if wanted is None:
             return False, False, None
@@ -175,9 +184,11 @@ class _World:
         default = [wrong for wrong, point in zip(false, found.points, strict=True) if point.default]
         return any(false), any(default), found.default
 
-    def _walk(self, scores: NDArray[np.float64], path: NDArray[np.float64], rows: NDArray[np.int64]) -> Walk:
+    def _walk(
+        self, scores: NDArray[np.float64], path: NDArray[np.float64], rows: NDArray[np.int64], *, checked: bool = False
+    ) -> Walk:
         lost = [None if part is None else part[rows] for part in self.lost]
-        return walk([scores[rows]], lost, path, self.pooled.labels[rows], len(self.names))
+        return walk([scores[rows]], lost, path, self.pooled.labels[rows], len(self.names), checked=checked)
 
     def _possible(self, walked: Walk) -> Wanted | None:
         """What these rows can back at all: a round may have too few of a class, and then certifies nothing."""

@@ -21,6 +21,8 @@ Labels = NDArray[np.integer[Any]]
 
 ACCEPT_ALL = float(np.finfo(np.float32).min)
 """The threshold below every score: minus infinity in all but name, and unlike it a number in JSON and float32."""
+REFUSED = float(-np.finfo(np.float64).max)
+"""Score of an answer that must be escalated: below every threshold, `ACCEPT_ALL` too, and still a number."""
 
 
 class RiskPoint(Config):

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware
@@ -17,20 +18,23 @@ from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.shards import max_characters, read_split
 from lspm_ray.errors import CertificateError, ConfigError
-from lspm_ray.evaluation.calibration import fit_temperature
+from lspm_ray.evaluation.calibration import Calibrator, CalibratorKind, fit_calibrator, probabilities
 from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.outputs import read_outputs
+from lspm_ray.evaluation.reliability import Calibration, before_and_after
 from lspm_ray.profiling.pareto import Constraints
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.break_even import BreakEven, break_even
+from lspm_ray.selection.conformal import ConformalConfig, LabelSets, coverage, fit_label_sets, stage_level
 from lspm_ray.selection.options import Option, Priced, Promise, Rows, broken_limits, choose, estimate
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan, PlanStage
 from lspm_ray.selection.points import DEFAULT_SHARE, Wanted, certify, check_rows, curve, tied_path
-from lspm_ray.selection.risk import ACCEPT_ALL, Certified, cascade_cost, upper_bound
+from lspm_ray.selection.risk import ACCEPT_ALL, Certified, RiskKind, cascade_cost, upper_bound
+from lspm_ray.selection.scorer import SCORER_FILE, Scorer, digest_of_state, load_state
 from lspm_ray.tasks import Task
-from lspm_ray.validators import Validator
+from lspm_ray.validators import Check, Training, Validator
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -39,6 +43,9 @@ CURVE_FILE = "curve.json"
 OPTIONS_FILE = "options.json"
 BREAK_EVEN_FILE = "break_even.json"
 FORGETTING_FILE = "forgetting.json"
+CALIBRATION_FILE = "calibration.json"
+_TRAINING_ROWS = 20_000
+"""Training rows that validators learn from, evenly spaced: enough for what familiarity looks at."""
 
 
 class PerClass(Config):
@@ -64,6 +71,9 @@ class SelectConfig(Config):
         per_class: a promise about each class, beside that about all rows; None for none.
         risk: `regret`: accepted, wrong, and full would have been right; `disagreement`: accepted and not full's answer.
         validator: scores the answers; `{validator: NAME, ...}` or just the name.
+        checks: refuse answers whatever their score, `{check: NAME, ...}` each; those are always escalated.
+        calibrator: makes probabilities mean what they say: `temperature`, `vector` or `isotonic`.
+        conformal: answers carry a set of labels with this coverage; None for no sets.
         grid_size: thresholds that are tried.
         min_saving: share of the full model's cost that must be saved for a compressed variant to be used at all.
         constraints: limits on accuracy, on what any class may lose, latency and memory.
@@ -76,6 +86,9 @@ class SelectConfig(Config):
     per_class: PerClass | None = None
     risk: Literal["regret", "disagreement"] = "regret"
     validator: dict[str, Any] = Field(default_factory=lambda: {"validator": "max_probability"})
+    checks: list[dict[str, Any]] = Field(default_factory=list)
+    calibrator: CalibratorKind = "temperature"
+    conformal: ConformalConfig | None = None
     grid_size: int = Field(200, ge=2)
     min_saving: float = Field(0.1, ge=0, lt=1)
     constraints: Constraints = Constraints()
@@ -100,11 +113,34 @@ class SelectConfig(Config):
             per_class = dict.fromkeys(kept, self.per_class.alpha)
         return Wanted(self.alpha, tuple(self.points), self.delta, per_class)
 
+    def make_checks(self) -> list[Check]:
+        """The checks."""
+        return [Check.make(spec) for spec in self.checks]
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the texts themselves are looked at."""
+        return any(judge.reads_texts for judge in (self.make_validator(), *self.make_checks()))
+
     @field_validator("validator", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
         try:
             return Validator.make(value).spec()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("checks", mode="before")
+    @classmethod
+    def _known_checks(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        try:
+            made = [Check.make(spec) for spec in value]
+            for check in made:
+                if check.needs is not None:
+                    check.needs.check("check", check.name)
+            return [check.spec() for check in made]
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
@@ -136,8 +172,9 @@ def select(
     """Decide what to serve.
 
     Returns:
-        An artifact with plan.json, options.json, break_even.json and forgetting.json; certificate.json and curve.json
-        unless the full model serves alone.
+        An artifact with plan.json, options.json, break_even.json, forgetting.json and calibration.json;
+        certificate.json and curve.json unless the full model serves alone; scorer.safetensors where a validator or
+        check has learnt something.
 
     Raises:
         CertificateError: too few calibration rows.
@@ -156,10 +193,13 @@ def select(
         _write(draft, OPTIONS_FILE, [option.model_dump(mode="json") for option in decision.options])
         _write(draft, BREAK_EVEN_FILE, [entry.model_dump(mode="json") for entry in decision.break_even()])
         _write(draft, FORGETTING_FILE, decision.forgetting(plan).model_dump(mode="json"))
+        _write(draft, CALIBRATION_FILE, [entry.model_dump(mode="json") for entry in decision.calibrations(plan)])
         if decision.certified is not None:
             _write(draft, CURVE_FILE, decision.certified.model_dump(mode="json"))
         if certificate is not None:
             _write(draft, CERTIFICATE_FILE, certificate.model_dump(mode="json"))
+            if (learnt := decision.scorer(certificate.first.name).dump()) is not None:
+                (draft.path / SCORER_FILE).write_bytes(learnt)
         draft.summary = {"plan": [s.model.name for s in plan.stages], "expected": plan.expected}
         draft.summary["reasons"] = plan.reasons
 
@@ -191,6 +231,23 @@ def read_forgetting(artifact: Artifact) -> Forgetting:
     return Forgetting.parse(artifact.read_json(FORGETTING_FILE))
 
 
+def certified_scorer(artifact: Artifact, plan: Plan, certificate: Certificate) -> Scorer:
+    """The scorer that a certificate is about, with what it has learnt.
+
+    Raises:
+        CertificateError: what it has learnt is missing, or not what the certificate was issued for.
+    """
+    learnt = artifact.read_bytes(SCORER_FILE) if SCORER_FILE in artifact.manifest.files else None
+    return Scorer(
+        plan.labels,
+        Validator.make(certificate.validator),
+        [Check.make(spec) for spec in certificate.checks],
+        certificate.temperature,
+        certificate.calibrator,
+        load_state(learnt, certificate.scorer_digest),
+    )
+
+
 class _Decision:
     def __init__(
         self,
@@ -205,10 +262,10 @@ class _Decision:
         self.config, self.task, self.models = config, task, models
         self.measured, self.table = profile, read_profile(profile)
         self.outputs, self.data, self.report = outputs, data, report
-        self.validator = config.make_validator()
         self.options: list[Option] = []
         self.certified: Certified | None = None
-        self._inputs: dict[str, list[Any]] = {}
+        self._inputs: dict[str, tuple[list[Any], list[str] | None]] = {}
+        self._scorers: dict[str, Scorer] = {}
 
     def decide(self) -> tuple[Plan, Certificate | None]:
         config = self.config
@@ -218,6 +275,7 @@ class _Decision:
             config,
             {name: self.table[name] for name in self.models},
             self._selection,
+            self.scorer,
             self._validator_cost,
             self.report,
             self.table.labels,
@@ -246,16 +304,45 @@ class _Decision:
             return Forgetting(bound=bound, alone=alone, plan=[])
         found = self._selection(first.model.name, last.model.name)
         limit = ACCEPT_ALL if first.threshold is None else first.threshold
-        accepted = found.scores(self.validator, first.temperature) >= limit
+        accepted = found.scores(self.scorer(first.model.name)) >= limit
         return Forgetting(bound=bound, alone=alone, plan=found.changes(accepted, labels, bound))
+
+    def calibrations(self, plan: Plan) -> list[Calibration]:
+        """What calibration does to the probabilities of each model of the plan, on test rows."""
+        found = []
+        for stage in plan.stages:
+            test = self._rows(stage.model.name, FULL, "test")
+            fine = np.isfinite(test.first).all(axis=1)
+            found.append(
+                before_and_after(
+                    stage.model.name, test.first[fine], test.labels[fine], stage.temperature, stage.calibrator
+                )
+            )
+        return found
+
+    def scorer(self, first: str) -> Scorer:
+        """How far the answers of a variant are trusted, learnt on the selection rows."""
+        if first not in self._scorers:
+            config = self.config
+            self._scorers[first] = self._selection(first, FULL).fit_scorer(
+                config.make_validator(),
+                config.make_checks(),
+                config.calibrator,
+                config.risk,
+                self.table.labels,
+                lambda: self._training,
+            )
+        return self._scorers[first]
 
     def _certify(self, chosen: Option, reasons: dict[str, str]) -> tuple[Plan, Certificate | None]:
         config, first = self.config, chosen.first
         last = chosen.last or FULL
         selection, calibration = self._rows(first, last, "selection"), self._rows(first, last, "calibration")
-        path = tied_path([selection.scores(self.validator, chosen.temperature)], config.grid_size)
-        scores = calibration.scores(self.validator, chosen.temperature)
-        walked = calibration.walk(config.risk, scores, path, last_is_full=last == FULL)
+        scorer = self.scorer(first)
+        selection_scores = selection.scores(scorer)
+        path = tied_path([selection_scores], config.grid_size)
+        scores = calibration.scores(scorer)
+        walked = calibration.walk(config.risk, scores, path, last_is_full=last == FULL, checked=bool(scorer.checks))
         wanted = config.wanted(self.table.labels)
         found = certify(walked, wanted, self.table.labels)
         point = found.default
@@ -267,7 +354,7 @@ class _Decision:
         e, c = point.escalation_rate, self.table[first].cost
         cost = c if alone else cascade_cost(c, self._validator_cost, e, self.table[last].cost)
         used = [self.table[first]] if alone else [self.table[first], self.table[last]]
-        accepted = selection.scores(self.validator, chosen.temperature) >= limit_of(point)
+        accepted = selection_scores >= limit_of(point)
         # The certified threshold is not the estimated one: what was to serve alone may need a second model now.
         if broken := broken_limits(used, selection, accepted, config.constraints, self.table.labels):
             reasons[first] = f"certified {'alone' if alone else 'before ' + last}, but {'; '.join(broken)}"
@@ -285,7 +372,10 @@ class _Decision:
             last=None if alone else self._ref(last),
             full=self._ref(FULL),
             validator=config.validator,
-            temperature=chosen.temperature,
+            temperature=scorer.temperature,
+            calibrator=scorer.calibrator,
+            checks=config.checks,
+            scorer_digest=digest_of_state(scorer.dump()),
             grid_size=config.grid_size,
             calibration_rows=walked.rows,
             outputs={name: _ref(name, self.outputs[name]) for name in (first, last, FULL)},
@@ -297,21 +387,16 @@ class _Decision:
 
     def _plan(self, certificate: Certificate, cost: float, reasons: dict[str, str]) -> Plan:
         first, last = certificate.first.name, certificate.last
-        stages = [self._stage(first, certificate.temperature, certificate.threshold)]
+        stages = [self._stage(first, certificate.threshold)]
         if last is not None:
-            stages.append(self._stage(last.name, self._temperature(last.name), None))
+            stages.append(self._stage(last.name, None))
         test = self._rows(first, last.name if last else FULL, "test")
-        accepted = test.scores(self.validator, certificate.temperature) >= limit_of(certificate.default)
+        accepted = test.scores(self.scorer(first)) >= limit_of(certificate.default)
         expected = {
             "escalation_rate": certificate.escalation_rate,
             "cost": cost,
             "validator_cost": self._validator_cost,
-            "test_accuracy": test.accuracy(accepted),
-            "test_full_accuracy": test.full_accuracy,
-            "test_balanced_accuracy": test.balanced_accuracy(accepted),
-            "test_full_balanced_accuracy": test.full_balanced_accuracy,
-            "test_escalation_rate": float(1 - accepted.mean()),
-            "test_risk": test.risk(self.config.risk, accepted),
+            **came_true(test, accepted, self.config.risk),
         }
         return self._make(stages, certificate, expected, reasons)
 
@@ -334,7 +419,7 @@ class _Decision:
             )
         accuracy = self._rows(FULL, FULL, "test").full_accuracy
         expected = {"escalation_rate": 0.0, "cost": 1.0, "test_accuracy": accuracy, "test_full_accuracy": accuracy}
-        return self._make([self._stage(FULL, self._temperature(FULL), None)], None, expected, reasons)
+        return self._make([self._stage(FULL, None)], None, expected, reasons)
 
     def _make(
         self,
@@ -343,11 +428,16 @@ class _Decision:
         expected: dict[str, float],
         reasons: dict[str, str],
     ) -> Plan:
+        if self.config.conformal is not None:
+            stages = [self._with_label_sets(stage, len(stages), self.config.conformal) for stage in stages]
+            first, test = stages[0].model.name, self._rows(stages[0].model.name, stages[-1].model.name, "test")
+            expected = expected | label_sets_came_true(stages, test, self.scorer(first))
         return Plan(
             labels=self.table.labels,
             task=self.task.spec(),
             max_characters=max_characters(self.data),
             validator=self.config.validator,
+            checks=self.config.checks if certificate else [],
             stages=stages,
             points=certificate.points if certificate else [],
             certificate_id=certificate.id if certificate else None,
@@ -355,42 +445,94 @@ class _Decision:
             reasons=reasons,
         )
 
-    def _stage(self, name: str, temperature: float, threshold: float | None) -> PlanStage:
+    def _stage(self, name: str, threshold: float | None) -> PlanStage:
         profile = self.table[name]
+        temperature, calibrator = self._calibration(name)
         latency = profile.speed.p50_ms if profile.speed else 0.0
         return PlanStage(
             model=self._ref(name),
             temperature=temperature,
+            calibrator=calibrator,
             threshold=threshold,
             batch_1_latency_ms=latency,
             cost=profile.cost,
             rows_per_s=profile.speed.best_rows_per_s if profile.speed else None,
         )
 
-    def _temperature(self, name: str) -> float:
-        rows = self._rows(name, FULL, "selection")
-        return fit_temperature(rows.first, rows.labels)
+    def _with_label_sets(self, stage: PlanStage, stages: int, config: ConformalConfig) -> PlanStage:
+        calibration = self._rows(stage.model.name, FULL, "calibration")
+        level = stage_level(config.coverage, stages)
+        found = label_sets(stage, calibration.first, calibration.labels, config, level)
+        return stage.model_copy(update={"label_sets": found})
+
+    def _calibration(self, name: str) -> tuple[float, Calibrator | None]:
+        rows = self._selection(name, FULL)
+        fine = np.isfinite(rows.first).all(axis=1)
+        return fit_calibrator(self.config.calibrator, rows.first[fine], rows.labels[fine])
 
     def _ref(self, name: str) -> ModelRef:
         return _ref(name, self.models[name])
 
     def _rows(self, first: str, last: str, split: str) -> Rows:
         if split not in self._inputs:
-            self._inputs[split] = inputs_of(self.data, split)
-        return rows([self.outputs[name] for name in (first, last, FULL)], split, self._inputs[split])
+            texts = texts_of(self.data, split) if self.config.reads_texts else None
+            self._inputs[split] = inputs_of(self.data, split), texts
+        return rows([self.outputs[name] for name in (first, last, FULL)], split, *self._inputs[split])
 
     def _selection(self, first: str, last: str) -> Rows:
         return self._rows(first, last, "selection")
 
     @cached_property
+    def _training(self) -> Training:
+        return training_of(self.data)
+
+    @cached_property
     def _validator_cost(self) -> float:
-        return validator_cost(self.validator, self._rows(FULL, FULL, "selection"), self.table[FULL].speed)
+        first = next((name for name in self.models if name != FULL), FULL)
+        return validator_cost(self.scorer(first), self._selection(first, FULL), self.table[FULL].speed)
+
+
+def came_true(test: Rows, accepted: NDArray[np.bool_], risk: RiskKind) -> dict[str, float]:
+    """What the test rows say of a plan that accepts these of them; for the record, no part of the promise."""
+    return {
+        "test_accuracy": test.accuracy(accepted),
+        "test_full_accuracy": test.full_accuracy,
+        "test_balanced_accuracy": test.balanced_accuracy(accepted),
+        "test_full_balanced_accuracy": test.full_balanced_accuracy,
+        "test_escalation_rate": float(1 - accepted.mean()),
+        "test_risk": test.risk(risk, accepted),
+    }
+
+
+def label_sets_came_true(stages: Sequence[PlanStage], test: Rows, scorer: Scorer) -> dict[str, float]:
+    """Coverage and mean size of the sets of the answers that a plan gives to the test rows."""
+    first, last = stages[0], stages[-1]
+    escalated = np.zeros(len(test.labels), dtype=bool)
+    if first.threshold is not None:
+        escalated = test.scores(scorer) < first.threshold
+    members = np.zeros(test.first.shape, dtype=bool)
+    for stage, logits, some in ((first, test.first, ~escalated), (last, test.last, escalated)):
+        if stage.label_sets is not None and some.any():
+            found = probabilities(logits[some], stage.temperature, stage.calibrator)
+            members[some] = stage.label_sets.members(found)
+    covered, size = coverage(members, test.labels)
+    return {"test_label_set_coverage": covered, "test_label_set_size": size}
+
+
+def label_sets(
+    stage: PlanStage, logits: NDArray[np.float32], labels: NDArray[np.int64], config: ConformalConfig, level: float
+) -> LabelSets:
+    """The label sets of a stage, from its calibration rows whose logits are finite: others it does not answer."""
+    fine = np.isfinite(logits).all(axis=1)
+    found = probabilities(logits[fine], stage.temperature, stage.calibrator)
+    return fit_label_sets(config, found, labels[fine], level)
 
 
 def estimate_pairs(
     config: SelectConfig,
     models: Mapping[str, Priced],
     rows_of: Callable[[str, str], Rows],
+    scorer_of: Callable[[str], Scorer],
     validator_cost: float,
     report: Report,
     labels: Sequence[str],
@@ -402,11 +544,12 @@ def estimate_pairs(
         config: what is promised.
         models: by name, full among them.
         rows_of: names of the first and the last model -> their outputs on the selection split.
+        scorer_of: name of the first model -> what was learnt about it there.
         validator_cost: see `validator_cost`.
         report: progress.
         labels: names of the classes.
     """
-    validator, cost = config.make_validator(), {name: model.cost for name, model in models.items()}
+    cost = {name: model.cost for name, model in models.items()}
     firsts = [name for name in models if name != FULL and config.first in (None, name)]
     lasts = [name for name in models if name == FULL or cost[name] < cost[FULL]]
     wanted = config.wanted(labels)
@@ -434,19 +577,19 @@ def estimate_pairs(
                 constraints=config.constraints,
                 labels=list(labels),
             )
-            options.append(estimate(models[first], models[last], found, validator, promise))
+            options.append(estimate(models[first], models[last], found, scorer_of(first), promise))
     return options
 
 
-def validator_cost(validator: Validator, sample: Rows, full: Speed | None) -> float:
-    """Seconds of the validator per row, measured on a sample, as a share of the full model's."""
+def validator_cost(scorer: Scorer, sample: Rows, full: Speed | None) -> float:
+    """Seconds of calibrator, validator and checks per row, measured on a sample, as a share of the full model's."""
     started = time.perf_counter()
-    sample.scores(validator, 1.0)
+    sample.scores(scorer)
     seconds = (time.perf_counter() - started) / len(sample.labels)
     return seconds * full.best_rows_per_s if full else 0.0
 
 
-def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any]) -> Rows:
+def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any], texts: list[str] | None = None) -> Rows:
     """Outputs of the first, the last and the full model on one split, checked to be about the same rows.
 
     Raises:
@@ -456,13 +599,28 @@ def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any]) -> Rows:
     if any(ids != read[0][0] for ids, _, _ in read):
         raise CertificateError("outputs of the models are not about the same rows", field=split)
     first, last, full = (logits for _, _, logits in read)
-    return Rows(read[0][1], first, last, full, inputs)
+    return Rows(read[0][1], first, last, full, inputs, texts)
 
 
 def inputs_of(data: Artifact, split: str) -> list[Any]:
     """Token ids of each row of a split."""
     table = read_split(data, split, ["input_ids"])
     return [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
+
+
+def texts_of(data: Artifact, split: str) -> list[str]:
+    """Text of each row of a split."""
+    texts: list[str] = read_split(data, split, ["text"])["text"].to_pylist()
+    return texts
+
+
+def training_of(data: Artifact) -> Training:
+    """At most 20,000 training rows, evenly spaced."""
+    table = read_split(data, "train", ["input_ids", "label"])
+    chosen = np.unique(np.linspace(0, table.num_rows - 1, min(table.num_rows, _TRAINING_ROWS)).astype(np.int64))
+    table = table.take(chosen)
+    inputs = [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
+    return Training(inputs, table["label"].to_numpy())
 
 
 def limit_of(point: OperatingPoint) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from itertools import combinations
 from typing import Any
 
@@ -17,19 +18,35 @@ from lspm_ray.corpus.config import SPLITS
 from lspm_ray.corpus.shards import labels as label_names
 from lspm_ray.corpus.shards import max_characters, read_split
 from lspm_ray.errors import ArtifactError, CertificateError
-from lspm_ray.evaluation.calibration import fit_temperature
+from lspm_ray.evaluation.calibration import fit_calibrator
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.progress import Report
-from lspm_ray.selection.check import Check, compare, document_checks
+from lspm_ray.selection.check import Check, compare, document_checks, dump
+from lspm_ray.selection.conformal import stage_level
 from lspm_ray.selection.options import Rows
-from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
+from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
 from lspm_ray.selection.points import Wanted, certify, tied_path
 from lspm_ray.selection.resample import Resampled, pool, resample
 from lspm_ray.selection.risk import cascade_cost
-from lspm_ray.selection.select import SelectConfig, inputs_of, limit_of, rows
+from lspm_ray.selection.scorer import Scorer
+from lspm_ray.selection.select import (
+    SelectConfig,
+    came_true,
+    certified_scorer,
+    inputs_of,
+    label_sets,
+    label_sets_came_true,
+    limit_of,
+    rows,
+    texts_of,
+    training_of,
+)
 from lspm_ray.tasks import Task
-from lspm_ray.validators import Validator
+from lspm_ray.validators import Training
+
+_LEARNT = 1e-6
+"""By how much what is learnt again may differ, relative to its largest number."""
 
 
 class Verdict(Config):
@@ -82,12 +99,44 @@ class Evidence:
         if split == "calibration" and certificate.fresh is not None:
             outputs, data = certificate.fresh_outputs, certificate.fresh
         named = [outputs[name] for name in (certificate.first.name, tried_last(certificate), FULL)]
-        return rows([self.open(ref) for ref in named], split, inputs_of(self.open(data), split))
+        corpus = self.open(data)
+        texts = texts_of(corpus, split) if self.config.reads_texts else None
+        return rows([self.open(ref) for ref in named], split, inputs_of(corpus, split), texts)
+
+    @property
+    def config(self) -> SelectConfig:
+        """What was asked for."""
+        return SelectConfig.parse(self.artifact.manifest.config["select"])
+
+    def scorer(self, certificate: Certificate) -> Scorer:
+        """What the certificate is about, with what it has learnt.
+
+        Raises:
+            CertificateError: what it has learnt is missing, or not what the certificate was issued for.
+        """
+        return certified_scorer(self.artifact, self.plan, certificate)
+
+    def fit_scorer(self, certificate: Certificate, selection: Rows) -> Scorer:
+        """What is learnt from these selection rows."""
+        config = self.config
+        return selection.fit_scorer(
+            config.make_validator(),
+            config.make_checks(),
+            config.calibrator,
+            certificate.risk,
+            self.plan.labels,
+            lambda: self._training,
+        )
+
+    @cached_property
+    def _training(self) -> Training:
+        if self.certificate is None:
+            raise ValueError("without a certificate there is nothing to learn")
+        return training_of(self.open(self.certificate.data))
 
     def wanted(self, certificate: Certificate) -> Wanted:
         """What the certificate was asked for: the risk levels that it has or says why it has not."""
-        config = SelectConfig.parse(self.artifact.manifest.config["select"])
-        asked = config.wanted(self.plan.labels)
+        asked = self.config.wanted(self.plan.labels)
         default = certificate.default.alpha
         others = {point.alpha for point in certificate.points} | {float(alpha) for alpha in certificate.left_out}
         return Wanted(default, tuple(sorted(others - {default})), certificate.delta, asked.per_class)
@@ -107,7 +156,7 @@ def tried_last(certificate: Certificate) -> str:
 def path_of(certificate: Certificate, selection_scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """The path that was walked: all of it when the plan was made, later only what needs no other models."""
     path = tied_path([selection_scores], certificate.grid_size)
-    if certificate.fresh is None:
+    if certificate.fresh is None or certificate.checks:
         return path
     return path[-1:] if certificate.last is None else path[:-1]
 
@@ -129,8 +178,11 @@ def verify(artifact: Artifact) -> Verdict:
         checks += document_checks(evidence.plan, certificate)
         checks += _asked(certificate, SelectConfig.parse(config))
         checks += _splits(evidence, certificate)
-        checks += _recomputed(evidence, certificate)
-        checks += _plan(evidence, certificate)
+        state = _state(evidence, certificate)
+        checks.append(state)
+        if state.ok:
+            checks += _recomputed(evidence, certificate)
+            checks += _plan(evidence, certificate)
     return Verdict(
         uri=artifact.uri,
         certificate_id=None if certificate is None else certificate.id,
@@ -197,6 +249,8 @@ def _asked(certificate: Certificate, config: SelectConfig) -> Iterator[Check]:
     yield compare("delta", config.delta, certificate.delta)
     yield compare("risk", config.risk, certificate.risk)
     yield compare("validator", config.validator, certificate.validator)
+    yield compare("checks", config.checks, certificate.checks)
+    yield compare("calibrator", config.calibrator, "temperature" if (c := certificate.calibrator) is None else c.kind)
     yield compare("grid size", config.grid_size, certificate.grid_size)
     plain = {name: Certificate.model_fields[name].default for name in ("assumption", "how_to_check")}
     yield compare("wording", plain, {name: getattr(certificate, name) for name in plain})
@@ -231,15 +285,29 @@ def _splits(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
             yield Check(what=what, found="those of the corpus" if same else "others", stated="of the corpus", ok=same)
 
 
+def _state(evidence: Evidence, certificate: Certificate) -> Check:
+    """Whether validator and checks have what the certificate was issued for."""
+    what, stated = "what validator and checks have learnt", certificate.scorer_digest
+    try:
+        evidence.scorer(certificate)
+    except CertificateError as error:
+        return Check(what=what, found=str(error), stated=stated, ok=False)
+    return Check(what=what, found=stated, stated=stated, ok=True)
+
+
 def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
     """The certificate, issued again from the outputs."""
     selection, calibration = evidence.rows(certificate, "selection"), evidence.rows(certificate, "calibration")
-    validator = Validator.make(certificate.validator)
-    temperature = fit_temperature(selection.first, selection.labels)
-    yield compare("temperature, fitted again", temperature, certificate.temperature)
-    path = path_of(certificate, selection.scores(validator, temperature))
-    scores = calibration.scores(validator, temperature)
-    walked = calibration.walk(certificate.risk, scores, path, last_is_full=tried_last(certificate) == FULL)
+    scorer = evidence.scorer(certificate)
+    again = evidence.fit_scorer(certificate, selection)
+    yield compare("temperature, fitted again", again.temperature, certificate.temperature)
+    yield compare("calibrator, fitted again", dump(again.calibrator), dump(certificate.calibrator))
+    yield from _learnt(again, scorer)
+    path = path_of(certificate, selection.scores(scorer))
+    last_is_full, checked = tried_last(certificate) == FULL, bool(scorer.checks)
+    walked = calibration.walk(
+        certificate.risk, calibration.scores(scorer), path, last_is_full=last_is_full, checked=checked
+    )
     yield compare("calibration rows", walked.rows, certificate.calibration_rows)
     try:
         found = certify(walked, evidence.wanted(certificate), evidence.plan.labels)
@@ -250,9 +318,23 @@ def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]
     yield compare("risk levels left out", found.left_out, certificate.left_out)
     by_alpha = {point.alpha: point.model_dump(mode="json") for point in found.points}
     for point in certificate.points:
-        again = by_alpha.get(point.alpha, {})
+        issued = by_alpha.get(point.alpha, {})
         for name, stated in point.model_dump(mode="json").items():
-            yield compare(f"point {point.alpha:g}: {name}", again.get(name), stated)
+            yield compare(f"point {point.alpha:g}: {name}", issued.get(name), stated)
+
+
+def _learnt(again: Scorer, scorer: Scorer) -> Iterator[Check]:
+    """Whether validator and checks learn the same again, but for rounding: another build sums in another order."""
+    shapes, stated = ({name: list(values.shape) for name, values in of.state.items()} for of in (again, scorer))
+    yield compare("what was learnt, its shapes", shapes, stated)
+    if shapes != stated:
+        return
+    for name, values in scorer.state.items():
+        found = again.state[name].astype(np.float64)
+        ok = np.allclose(found, values.astype(np.float64), rtol=_LEARNT, atol=_LEARNT * float(np.abs(values).max()))
+        yield Check(
+            what=f"what was learnt: {name}", found="the same" if ok else "other", stated="the same", ok=bool(ok)
+        )
 
 
 def _plan(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
@@ -276,33 +358,55 @@ def _plan(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
         yield compare(f"{name}: model measured", measured[name].digest, stage.model.digest)
         yield compare(f"{name}: cost", measured[name].cost, stage.cost)
         yield compare(f"{name}: latency", speed.p50_ms if speed else 0.0, stage.batch_1_latency_ms)
+        yield compare(f"{name}: throughput", speed.best_rows_per_s if speed else None, stage.rows_per_s)
     if certificate.last is not None:
-        last = read_outputs(evidence.open(certificate.outputs[certificate.last.name]), "selection")
-        yield compare("temperature of the last stage", fit_temperature(last[2], last[1]), plan.stages[-1].temperature)
-    for name, found in expected_numbers(evidence, certificate, [stage.cost for stage in plan.stages]).items():
+        _, truth, logits = read_outputs(evidence.open(certificate.outputs[certificate.last.name]), "selection")
+        fine, last = np.isfinite(logits).all(axis=1), plan.stages[-1]
+        temperature, calibrator = fit_calibrator(evidence.config.calibrator, logits[fine], truth[fine])
+        yield compare("temperature of the last stage", temperature, last.temperature)
+        yield compare("calibrator of the last stage", dump(calibrator), dump(last.calibrator))
+    yield from _label_sets(evidence, certificate)
+    for name, found in expected_numbers(evidence, certificate, plan.stages).items():
         yield compare(f"expected {name}", found, plan.expected.get(name))
     summary = manifest.summary.get("expected", {})
     yield compare("expected, as summed up", summary, plan.expected)
 
 
-def expected_numbers(evidence: Evidence, certificate: Certificate, costs: list[float]) -> dict[str, float]:
-    """What a plan of models with these costs is expected to do, from test outputs."""
-    test = evidence.rows(certificate, "test")
-    scores = test.scores(Validator.make(certificate.validator), certificate.temperature)
-    accepted = scores >= limit_of(certificate.default)
+def expected_numbers(evidence: Evidence, certificate: Certificate, stages: Sequence[PlanStage]) -> dict[str, float]:
+    """What a plan of these stages is expected to do, from test outputs."""
+    test, scorer = evidence.rows(certificate, "test"), evidence.scorer(certificate)
+    accepted = test.scores(scorer) >= limit_of(certificate.default)
+    sets = label_sets_came_true(stages, test, scorer) if evidence.config.conformal is not None else {}
     # A timing, which nobody can compute: what rests on it can.
     validator_cost = evidence.plan.expected.get("validator_cost", 0.0)
-    e = certificate.escalation_rate
+    e, costs = certificate.escalation_rate, [stage.cost for stage in stages]
     return {
         "escalation_rate": e,
         "cost": costs[0] if len(costs) == 1 else cascade_cost(costs[0], validator_cost, e, costs[-1]),
-        "test_accuracy": test.accuracy(accepted),
-        "test_full_accuracy": test.full_accuracy,
-        "test_balanced_accuracy": test.balanced_accuracy(accepted),
-        "test_full_balanced_accuracy": test.full_balanced_accuracy,
-        "test_escalation_rate": float(1 - accepted.mean()),
-        "test_risk": test.risk(certificate.risk, accepted),
+        **came_true(test, accepted, certificate.risk),
+        **sets,
     }
+
+
+def _label_sets(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
+    """The limits of the label sets, fitted again."""
+    stages = evidence.plan.stages
+    for stage, found in zip(stages, refitted(evidence, certificate, stages), strict=True):
+        sets, again = stage.label_sets, found.label_sets
+        yield compare(f"{stage.model.name}: label sets, fitted again", dump(again), dump(sets))
+
+
+def refitted(evidence: Evidence, certificate: Certificate, stages: Sequence[PlanStage]) -> list[PlanStage]:
+    """The stages with label sets of the calibration rows that the certificate is about; without any as they are."""
+    config = evidence.config.conformal
+    if config is None:
+        return [stage.model_copy(update={"label_sets": None}) for stage in stages]
+    calibration = evidence.rows(certificate, "calibration")
+    level, found = stage_level(config.coverage, len(stages)), []
+    for stage, logits in zip(stages, (calibration.first, calibration.last), strict=False):
+        sets = label_sets(stage, logits, calibration.labels, config, level)
+        found.append(stage.model_copy(update={"label_sets": sets}))
+    return found
 
 
 def _models(plan: Plan) -> list[Any]:
@@ -323,7 +427,7 @@ def resample_task(artifact: Artifact, runs: int, report: Report) -> Resampled:
     return resample(
         pool(splits),
         (len(splits[0].labels), len(splits[1].labels)),
-        Validator.make(certificate.validator),
+        partial(evidence.fit_scorer, certificate),
         evidence.wanted(certificate),
         certificate.risk,
         last_is_full=tried_last(certificate) == FULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import field as default
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from lspm_ray.artifact import Artifact, open_artifact, open_beside
 from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
 from lspm_ray.selection.check import agreement, arithmetic
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
+from lspm_ray.selection.scorer import SCORER_FILE, load_state
+from lspm_ray.validators import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,11 +28,13 @@ class Bundle:
         plan: what to serve.
         certificate: what it promises; None when the full model serves alone.
         models: the artifact of each stage.
+        state: what validator and checks have learnt.
     """
 
     plan: Plan
     certificate: Certificate | None
     models: list[Artifact]
+    state: State = default(default_factory=dict)
 
     def directory(self, stage: int) -> Path:
         """Verified local model directory of a stage.
@@ -93,7 +98,11 @@ def load_bundle(plan_uri: str) -> Bundle:
     if CERTIFICATE_FILE in artifact.manifest.files:
         certificate = _parse(artifact, CERTIFICATE_FILE, Certificate)
     check_certificate(plan, certificate)
-    return Bundle(plan, certificate, [_open_model(stage.model, artifact) for stage in plan.stages])
+    state: State = {}
+    if certificate is not None:
+        learnt = artifact.read_bytes(SCORER_FILE) if SCORER_FILE in artifact.manifest.files else None
+        state = load_state(learnt, certificate.scorer_digest)
+    return Bundle(plan, certificate, [_open_model(stage.model, artifact) for stage in plan.stages], state)
 
 
 def check_certificate(plan: Plan, certificate: Certificate | None) -> None:

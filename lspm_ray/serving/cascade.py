@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.corpus.clean import normalize
-from lspm_ray.evaluation.calibration import softmax
+from lspm_ray.evaluation.calibration import probabilities
+from lspm_ray.selection.conformal import names as label_set_names
 from lspm_ray.selection.plan import Plan
+from lspm_ray.selection.scorer import Scorer
 from lspm_ray.tasks import Encoded, Task
-from lspm_ray.validators import Validator
+from lspm_ray.validators import Check, State, Validator
 
 Logits = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Awaitable[list[Encoded]]]
 Stage = Callable[[Sequence[Encoded]], Awaitable[Logits]]
-Reason = Literal["low_score", "invalid_output", "error", "timeout", "requested"]
+Reason = str
+"""Why an answer is escalated: `low_score`, `invalid_output`, `error`, `timeout`, `requested`, or what a check says."""
 Cause = Literal["queue", "budget", "deadline"]
 
 _log = logging.getLogger(__name__)
@@ -154,6 +157,8 @@ class CascadeAnswer:
     reason: Reason | None
     alpha: float | None = None
     degraded: bool = False
+    label_set: tuple[str, ...] | None = None
+    """Labels, the most probable first, that hold the true one with the coverage of the plan; None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -208,17 +213,25 @@ class Rules:
     Attributes:
         plan: what to serve.
         task: turns probabilities into answers.
-        validator: scores the first variant's answers.
+        scorer: judges the first variant's answers.
     """
 
     plan: Plan
     task: Task
-    validator: Validator
+    scorer: Scorer
 
     @classmethod
-    def of(cls, plan: Plan) -> Self:
-        """The rules of a plan."""
-        return cls(plan, Task.make(plan.task), Validator.make(plan.validator))
+    def of(cls, plan: Plan, state: State | None = None) -> Self:
+        """The rules of a plan.
+
+        Args:
+            plan: what to serve.
+            state: what validator and checks have learnt.
+        """
+        first = plan.stages[0]
+        validator, checks = Validator.make(plan.validator), [Check.make(spec) for spec in plan.checks]
+        scorer = Scorer(plan.labels, validator, checks, first.temperature, first.calibrator, state or {})
+        return cls(plan, Task.make(plan.task), scorer)
 
     @property
     def alone(self) -> bool:
@@ -289,22 +302,21 @@ class Rules:
         ]
         return replace(verdicts, reasons=reasons)
 
-    def judge(self, inputs: Sequence[Encoded], logits: Logits) -> Verdicts:
-        """Score and accept or escalate the first variant's output for `inputs`."""
-        stage = self.plan.stages[0]
-        fine = usable(logits, len(inputs), len(self.plan.labels))
-        probabilities = np.full((len(inputs), len(self.plan.labels)), np.nan)
+    def judge(self, inputs: Sequence[Encoded], logits: Logits, texts: Sequence[str] | None = None) -> Verdicts:
+        """Score and accept or escalate the first variant's output for `inputs`, which were made of `texts`."""
+        fine = np.flatnonzero(usable(logits, len(inputs), len(self.plan.labels)))
+        found = np.full((len(inputs), len(self.plan.labels)), np.nan)
         scores = np.full(len(inputs), np.nan)
-        if fine.any():
-            probabilities[fine] = softmax(logits[fine], stage.temperature)
-            seen = [row for row, ok in zip(inputs, fine, strict=True) if ok]
-            scores[fine] = self.validator.score(seen, probabilities[fine])
-        accepted = accept(scores, stage.threshold)
-        reasons: list[Reason | None] = [
-            None if passed else "low_score" if ok else "invalid_output"
-            for passed, ok in zip(accepted, fine, strict=True)
-        ]
-        return Verdicts(inputs, probabilities, scores, reasons)
+        reasons: list[Reason | None] = ["invalid_output"] * len(inputs)
+        if len(fine):
+            kept = fine.tolist()
+            some = None if texts is None else [texts[row] for row in kept]
+            judged = self.scorer.judge([inputs[row] for row in kept], logits[fine], some)
+            found[fine], scores[fine] = judged.probabilities, judged.scores
+            accepted = accept(judged.scores, self.plan.stages[0].threshold)
+            for row, refused, passed in zip(kept, judged.refused, accepted, strict=True):
+                reasons[row] = refused or (None if passed else "low_score")
+        return Verdicts(inputs, found, scores, reasons)
 
     def refuse(self, inputs: Sequence[Encoded], reason: Reason) -> Verdicts:
         """Escalate everything: the first variant gave no output."""
@@ -377,11 +389,11 @@ class Cascade:
         """
         inputs = await self.encode(texts)
         if self.rules.alone:
-            return self.rules.judge(inputs, await self._last(inputs))
+            return self.rules.judge(inputs, await self._last(inputs), texts)
         try:
             async with asyncio.timeout(self.first_timeout_s):
                 logits = await self.stages[0](inputs)
-            return self.rules.judge(inputs, logits)
+            return self.rules.judge(inputs, logits, texts)
         except TimeoutError:
             _log.warning("first variant: no answer within %s s, escalating %d texts", self.first_timeout_s, len(inputs))
             return self.rules.refuse(inputs, "timeout")
@@ -428,9 +440,9 @@ class Cascade:
             if self.gate is not None:
                 self.gate.give_back(len(rest))
             raise
-        probabilities = verdicts.probabilities.copy()
-        probabilities[rest] = softmax(logits, self.rules.plan.stages[-1].temperature)
-        return replace(verdicts, probabilities=probabilities)
+        last, found = self.rules.plan.stages[-1], verdicts.probabilities.copy()
+        found[rest] = probabilities(logits, last.temperature, last.calibrator)
+        return replace(verdicts, probabilities=found)
 
     async def _last(self, inputs: Sequence[Encoded]) -> Logits:
         logits = await self.stages[-1](inputs)
@@ -442,10 +454,13 @@ class Cascade:
         plan, alone = self.rules.plan, self.rules.alone
         first, last = plan.stages[0].model.name, plan.stages[-1].model.name
         found = self.rules.task.decode(decided.probabilities, plan.labels)
+        sets = self._label_sets(decided)
         # The strictest point of the ladder under which each score is accepted.
         needed = np.argmax([accept(judged.scores, rung.threshold) for rung in ladder], axis=0)
         answers = []
-        for answer, score, reason, rung in zip(found, decided.scores, decided.reasons, needed, strict=True):
+        for row, (answer, score, reason, rung) in enumerate(
+            zip(found, decided.scores, decided.reasons, needed, strict=True)
+        ):
             accepted = reason is None or alone
             answers.append(
                 CascadeAnswer(
@@ -457,6 +472,19 @@ class Cascade:
                     reason=None if alone else reason,
                     alpha=None if reason == "requested" else ladder[rung if accepted else 0].alpha,
                     degraded=accepted and rung > 0,
+                    label_set=sets[row],
                 )
             )
         return answers
+
+    def _label_sets(self, verdicts: Verdicts) -> list[tuple[str, ...] | None]:
+        """By the stage that answered."""
+        plan, found = self.rules.plan, verdicts.probabilities
+        escalated = np.array([not self.rules.alone and reason is not None for reason in verdicts.reasons])
+        sets: list[tuple[str, ...] | None] = [None] * len(verdicts)
+        for stage, rows in ((plan.stages[0], ~escalated), (plan.stages[-1], escalated)):
+            if stage.label_sets is not None and rows.any():
+                some = label_set_names(stage.label_sets.members(found[rows]), found[rows], plan.labels)
+                for row, named in zip(np.flatnonzero(rows).tolist(), some, strict=True):
+                    sets[row] = named
+        return sets

@@ -202,6 +202,7 @@ class Ingress:
             not_ready=self._not_ready,
             budget=Budget(*budget) if budget else None,
             max_alpha=settings.escalation.max_alpha,
+            state=bundle.state,
         )
         RayExport(metrics)
         gc.collect()

@@ -26,6 +26,7 @@ from lspm_ray.serving.cascade import (
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.tasks import Encoded, Task
+from lspm_ray.validators import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,6 +124,7 @@ class Engine:
         not_ready: asks the remote stages.
         budget: of rows that may be sent to the last of two stages; None for no limit but that of the queue.
         max_alpha: overload leads to no more lenient point than this; None: to every certified one.
+        state: what validator and checks have learnt.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Engine:
         not_ready: NotReady | None = None,
         budget: Budget | None = None,
         max_alpha: float | None = None,
+        state: State | None = None,
     ) -> None:
         self.plan = plan
         self.certificate = certificate
@@ -151,7 +154,7 @@ class Engine:
         last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, max_waiting)
         gate = Gate(last, budget, _now)
         self._cascade = Cascade(
-            Rules.of(plan), encode, [*stages[:-1], last.submit], first_timeout_s, gate=gate, max_alpha=max_alpha
+            Rules.of(plan, state), encode, [*stages[:-1], last.submit], first_timeout_s, gate=gate, max_alpha=max_alpha
         )
         self._first: Batcher[str, Verdicts] = Batcher(
             self._cascade.judge, max_batch_size, 1 if first_is_local else calls, max_waiting

@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         ("alpha", pa.float64()),
         ("degraded", pa.bool_()),
         ("certificate_id", pa.string()),
+        ("label_set", pa.list_(pa.string())),
         ("error", pa.string()),
     ]
 )

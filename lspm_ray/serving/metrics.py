@@ -8,10 +8,11 @@ from lspm_ray.serving.cascade import CascadeAnswer, Cause
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SCORE_BUCKETS = (
-    *(-3.0, -2.0, -1.5, -1.0, -0.7, -0.5, -0.3, -0.2, -0.1, -0.05, -0.01, 0.0),
+    *(-30.0, -10.0, -5.0, -3.0, -2.0, -1.5, -1.0, -0.7, -0.5, -0.3, -0.2, -0.1, -0.05, -0.01, 0.0),
     *(step / 20 for step in range(1, 20)),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0),
 )
-"""Entropy scores lie below 0, probabilities and margins between 0 and 1."""
+"""Entropy and distances lie below 0, probabilities and margins between 0 and 1, log odds and energies anywhere."""
 
 FAMILIES = {
     "lspm_answers_total": "Answers by the variant that gave them and whether they were escalated.",

@@ -62,7 +62,7 @@ class LocalClient:
     """
 
     def __init__(self, bundle: Bundle, predictors: Sequence[Predictor], tokenizer: Any) -> None:
-        rules = Rules.of(bundle.plan)
+        rules = Rules.of(bundle.plan, bundle.state)
 
         async def encode(texts: Sequence[str]) -> list[Encoded]:
             return rules.task.encode(texts, tokenizer)

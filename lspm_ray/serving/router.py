@@ -312,6 +312,7 @@ def _served(answer: CascadeAnswer, certificate_id: str | None, request_id: str) 
         degraded=answer.degraded,
         certificate_id=certificate_id,
         request_id=request_id,
+        label_set=None if answer.label_set is None else list(answer.label_set),
     )
 
 

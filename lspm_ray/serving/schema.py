@@ -117,7 +117,8 @@ class ServedAnswer(_Wire):
     validator_score: float | None
     """Of the first variant's answer; None where there was none that could be scored."""
     reason: str | None = None
-    """Why it was escalated: low_score, invalid_output, error, timeout or requested."""
+    """Why it was escalated: low_score, invalid_output, error, timeout, requested, or what a check says, such as
+    too_short."""
     alpha: float | None = None
     """Risk level of the certified point under which the answer was given: of all requests under that point, at most
     this share gets a worse answer than full's. None where nothing had to be certified: full alone, or as requested."""
@@ -125,6 +126,9 @@ class ServedAnswer(_Wire):
     """Accepted under a more lenient point than the request's own, because the last model had no capacity left."""
     certificate_id: str | None
     request_id: str
+    label_set: list[str] | None = None
+    """Labels, the most probable first, one of which is the true one with the plan's coverage; None without such sets
+    (`select.conformal`)."""
 
 
 class PredictResponse(_Wire):
@@ -186,8 +190,9 @@ def parse_request(body: bytes, limits: Limits) -> Asked:
     texts = [value] if field == "text" and isinstance(value, str) else value
     if not isinstance(texts, list):
         raise ApiError(422, "invalid_request", f"must be {_WANTED[field]}", field=field)
+    needs = _needs(raw)
     check_texts(texts, limits, field if texts is value else None)
-    return Asked(texts, **_needs(raw))
+    return Asked(texts, **needs)
 
 
 def _needs(raw: dict[str, Any]) -> dict[str, Any]:

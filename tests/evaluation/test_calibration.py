@@ -7,9 +7,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import softmax as scipy_softmax
+from sklearn.isotonic import IsotonicRegression
 
-from lspm_ray.errors import DataError
-from lspm_ray.evaluation.calibration import check_rows, fit_temperature, log_softmax, softmax
+from lspm_ray.errors import ConfigError, DataError
+from lspm_ray.evaluation.calibration import (
+    Calibrator,
+    check_rows,
+    fit_calibrator,
+    fit_temperature,
+    log_softmax,
+    probabilities,
+    softmax,
+)
 
 Array = NDArray[Any]
 
@@ -96,3 +105,95 @@ def test_logits_worse_than_chance_are_flattened() -> None:
 def test_bad_rows_are_refused(logits: Array, labels: Array, message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_rows(logits, labels)
+
+
+def skewed(n: int, k: int, seed: int = 0) -> tuple[Array, Array]:
+    """Logits with a bias and a scale per class that no temperature can undo."""
+    logits, labels = sample(n, k, 1.0, seed)
+    random = np.random.default_rng([seed, 1])
+    return (logits * random.uniform(0.5, 2, k) + random.normal(size=k)).astype(np.float32), labels
+
+
+def log_loss(p: Array, labels: Array) -> float:
+    return float(-np.log(p[np.arange(len(labels)), labels]).mean())
+
+
+@given(st.sampled_from(["vector", "isotonic"]), st.integers(2, 40), st.integers(2, 8), st.integers(0, 2**16))
+def test_calibration_never_changes_an_answer_and_looks_at_each_row_alone(kind, n: int, k: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(scale=random.uniform(0.1, 20), size=(n, k)).astype(np.float32)
+    temperature, calibrator = fit_calibrator(kind, logits, random.integers(0, k, n))
+    found = probabilities(logits, temperature, calibrator)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert (found.argmax(1) == logits.argmax(1)).all()
+    for row in range(min(n, 5)):
+        assert (probabilities(logits[row : row + 1], temperature, calibrator)[0] == found[row]).all()
+
+
+@pytest.mark.parametrize("kind", ["vector", "isotonic"])
+def test_what_a_temperature_cannot_undo_is_undone(kind) -> None:
+    if kind == "vector":
+        logits, labels = skewed(4000, 4)
+    else:  # a quarter of the labels is drawn blindly: no temperature knows that certainty ends at 0.8
+        logits, labels = sample(4000, 4, 1.0)
+        random = np.random.default_rng(1)
+        labels = np.where(random.random(4000) < 0.25, random.integers(0, 4, 4000), labels)
+    fresh, truth = logits[2000:], labels[2000:]
+    temperature, calibrator = fit_calibrator(kind, logits[:2000], labels[:2000])
+    better, plain = probabilities(fresh, temperature, calibrator), probabilities(fresh, temperature)
+    assert log_loss(better, truth) < log_loss(plain, truth) - 0.01
+
+
+def test_vector_scaling_minimises_its_likelihood() -> None:
+    logits, labels = skewed(3000, 3, seed=4)
+    temperature, calibrator = fit_calibrator("vector", logits, labels)
+    logs, rows = log_softmax(logits, temperature), np.arange(3000)
+
+    def loss(x: Array, y: Array) -> float:
+        prior = 0.5 * (np.log(x) ** 2).sum() + 0.5 * (y**2).sum()
+        return float(-log_softmax(logs * x + y)[rows, labels].sum() + prior)
+
+    x, y = np.array(calibrator.x), np.array(calibrator.y)
+    best = loss(x, y)
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        assert loss(x * np.exp(random.normal(scale=0.02, size=3)), y + random.normal(scale=0.02, size=3)) > best - 1e-3
+
+
+def test_isotonic_is_the_regression_of_all_classes_but_for_a_thousandth() -> None:
+    logits, labels = skewed(500, 3)
+    temperature, calibrator = fit_calibrator("isotonic", logits, labels)
+    p = softmax(logits, temperature)
+    fitted = IsotonicRegression(y_min=0, y_max=1).fit(p.ravel(), np.eye(3)[labels].ravel())
+    ours = np.interp(p.ravel(), calibrator.x, calibrator.y)
+    np.testing.assert_allclose(ours, 0.999 * fitted.predict(p.ravel()) + 0.001 * p.ravel(), atol=1e-12)
+
+
+def test_a_class_above_the_answer_shares_with_it() -> None:
+    calibrator = Calibrator(kind="vector", x=(1.0, 1.0, 1.0), y=(0.0, 2.0, 0.0))
+    logs = np.log(np.array([[0.5, 0.3, 0.2], [0.05, 0.9, 0.05]]))
+    found = calibrator.probabilities(logs)
+    plain = softmax(logs + np.array([0.0, 2.0, 0.0]))
+    np.testing.assert_allclose(found[0], [(plain[0, 0] + plain[0, 1]) / 2] * 2 + [plain[0, 2]])
+    assert found[0].argmax() == 0 and found[0, 0] > found[0, 1]
+    np.testing.assert_array_equal(found[1], plain[1])
+
+
+def test_temperature_alone_needs_nothing_more() -> None:
+    logits, labels = sample(300, 3, 2.0)
+    assert fit_calibrator("temperature", logits, labels) == (fit_temperature(logits, labels), None)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"kind": "vector", "x": [1.0], "y": [0.0]},
+        {"kind": "vector", "x": [1.0, 2.0], "y": [0.0]},
+        {"kind": "isotonic", "x": [0.0, 0.5, 0.5], "y": [0.0, 0.1, 0.2]},
+        {"kind": "isotonic", "x": [0.0, 1.0], "y": [0.5, 0.5]},
+        {"kind": "platt", "x": [0.0, 1.0], "y": [0.0, 1.0]},
+    ],
+)
+def test_numbers_that_are_no_calibrator_are_refused(raw) -> None:
+    with pytest.raises(ConfigError):
+        Calibrator.parse(raw)

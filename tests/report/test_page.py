@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.evaluation.calibration import Calibrator
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
 from lspm_ray.profiling.table import Company
 from lspm_ray.report import tables
@@ -13,6 +14,7 @@ from lspm_ray.report.compression import MOST_CLASSES, PLAN, forgetting
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.markup import join, plain
 from lspm_ray.report.page import render
+from lspm_ray.selection.conformal import ConformalConfig, LabelSets
 from tests.report.pages import (
     Node,
     check_figures,
@@ -310,3 +312,26 @@ def test_training_shows_every_epoch_and_the_kept_one(case: Case) -> None:
     training = findings(case).training
     assert len(rows) == len(training.history)
     assert [row[0] for row in rows if "kept" in row[0]] == [f"{training.best_epoch} (kept)"]
+
+
+def test_what_follows_the_temperature_and_what_is_refused_is_told(case: Case) -> None:
+    found = findings(case)
+    if found.certificate is None or len(found.plan.labels) > 2:
+        pytest.skip("one case will do")
+    html = text(case)
+    assert "calibrated by" not in html and "refuse is not accepted" not in html and "set of labels" not in html
+    calibrator = Calibrator(kind="isotonic", x=(0.0, 1.0), y=(0.1, 0.9))
+    certificate = found.certificate.model_copy(
+        update={"calibrator": calibrator, "checks": [{"check": "length", "min_tokens": 3}]}
+    )
+    limits = (0.5,) * len(found.plan.labels)
+    sets = LabelSets(config=ConformalConfig(coverage=0.9, kind="aps"), level=0.95, limits=limits, rows=9)
+    first = found.plan.stages[0].model_copy(update={"label_sets": sets})
+    expected = found.plan.expected | {"test_label_set_coverage": 0.912, "test_label_set_size": 1.5}
+    plan = found.plan.model_copy(update={"stages": [first, *found.plan.stages[1:]], "expected": expected})
+    words = render(found.model_copy(update={"certificate": certificate, "plan": plan}))
+    assert "its probabilities calibrated by isotonic scaling, judged by" in words
+    assert "What these checks refuse is not accepted whatever its score: length (min_tokens=3)." in words
+    assert re.search(
+        r"with probability 90.% or more \(aps\); on test 91\.2.% of the sets did, with 1\.50 labels", words
+    )

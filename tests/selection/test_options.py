@@ -7,7 +7,8 @@ import numpy as np
 from lspm_ray.profiling.pareto import Constraints
 from lspm_ray.profiling.table import Company, Speed
 from lspm_ray.selection.options import Promise, Rows, broken_limits, choose, estimate
-from lspm_ray.validators import Validator
+from lspm_ray.selection.scorer import Scorer
+from lspm_ray.validators import Training, Validator
 
 NAMES = ["common", "rare"]
 RARE = slice(900, 1000)
@@ -40,7 +41,13 @@ def promise(**limits: float | None) -> Promise:
 
 
 def estimated(*, sure: bool, **limits: float | None):
-    return estimate(CHEAP, FULL, forgetful(sure=sure), Validator.make("max_probability"), promise(**limits))
+    rows = forgetful(sure=sure)
+    return estimate(CHEAP, FULL, rows, scorer(rows), promise(**limits))
+
+
+def scorer(rows: Rows) -> Scorer:
+    validator, training = Validator.make("max_probability"), Training([], np.zeros(0, dtype=np.int64))
+    return rows.fit_scorer(validator, [], "temperature", "regret", NAMES, lambda: training)
 
 
 def test_a_variant_that_loses_a_class_is_rejected_by_the_name_of_the_class_however_good_its_average() -> None:
@@ -59,7 +66,7 @@ def test_without_the_gate_the_average_would_let_it_pass() -> None:
 def test_what_is_escalated_is_not_forgotten() -> None:
     """The gate looks at the answers that leave the cascade: here the last model gives those that would be lost."""
     found = forgetful(sure=False)
-    scores = found.scores(Validator.make("max_probability"), 1.0)
+    scores = found.scores(Scorer(NAMES, Validator.make("max_probability")))
     accepted = scores > 0.9
     assert broken_limits([CHEAP, FULL], found, accepted, Constraints(), NAMES) == []
     assert len(broken_limits([CHEAP], found, np.ones_like(accepted), Constraints(), NAMES)) == 1

@@ -1,12 +1,16 @@
 """Repeating the procedure on rows whose truth is known."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from lspm_ray.selection.options import Rows
 from lspm_ray.selection.points import Wanted
 from lspm_ray.selection.resample import Resampled, pool, resample
+from lspm_ray.selection.scorer import Scorer
 from lspm_ray.selection.select import SelectConfig
+from lspm_ray.validators import Training
 from tests.selection.test_select import logits_for
 
 
@@ -16,11 +20,22 @@ def pooled(n: int) -> Rows:
     return Rows(labels, logits_for(labels, 0.93, False, 2), full, full, [np.array([1])] * n)
 
 
-def repeat(wanted: Wanted, runs: int = 60) -> Resampled:
+def fit_with(validator: str) -> Callable[[Rows], Scorer]:
+    config = SelectConfig.parse({"validator": validator})
+
+    def fit(selection: Rows) -> Scorer:
+        training = Training(selection.inputs, selection.labels)
+        judges = config.make_validator(), config.make_checks()
+        return selection.fit_scorer(*judges, config.calibrator, config.risk, ["no", "yes"], lambda: training)
+
+    return fit
+
+
+def repeat(wanted: Wanted, runs: int = 60, validator: str = "max_probability") -> Resampled:
     return resample(
         pooled(1500),
         (300, 700),
-        SelectConfig().make_validator(),
+        fit_with(validator),
         wanted,
         "regret",
         last_is_full=True,
@@ -38,6 +53,11 @@ def test_the_procedure_keeps_its_promise_and_a_broken_one_is_told(monkeypatch: p
     # A test that lets pass what is a little above alpha on the rows at hand.
     monkeypatch.setattr("lspm_ray.selection.points.bdtr", lambda k, n, alpha: np.where(k <= 1.3 * n * alpha, 0.0, 1.0))
     assert not repeat(Wanted(0.02, (), 0.05, {})).ok
+
+
+def test_what_learns_learns_again_in_every_round() -> None:
+    found = repeat(Wanted(0.02, (), 0.05, {}), 20, "deferral")
+    assert found.ok and found.issued == 1 and 0 < found.escalation_rate < 1
 
 
 def test_the_same_rows_give_the_same_answer() -> None:

@@ -7,20 +7,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load, save
 from sklearn.metrics import balanced_accuracy_score
 
 from lspm_ray.artifact import ArtifactStore, hardware
 from lspm_ray.corpus.shards import labels as label_names
 from lspm_ray.corpus.shards import read_split
 from lspm_ray.errors import CertificateError, ConfigError
-from lspm_ray.evaluation.calibration import softmax
+from lspm_ray.evaluation.calibration import CALIBRATORS, softmax
 from lspm_ray.evaluation.forgetting import Forgetting
 from lspm_ray.evaluation.metrics import compare, evaluate
 from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array, read_outputs
+from lspm_ray.evaluation.reliability import Calibration
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.selection.break_even import BreakEven
-from lspm_ray.selection.select import SelectConfig, check_feasible, read_plan, select
+from lspm_ray.selection.risk import ACCEPT_ALL
+from lspm_ray.selection.scorer import digest_of_state
+from lspm_ray.selection.select import SelectConfig, check_feasible, inputs_of, read_plan, select
+from lspm_ray.selection.verify import verify
 from lspm_ray.tasks import Task
+from lspm_ray.validators import Validator
 from tests.toy_corpus import MAX_CHARACTERS, toy_corpus
 from tests.toys import toy_model_artifact
 
@@ -275,10 +281,132 @@ def test_disagreement_needs_no_labels_to_agree_with_regret(world):
     assert certificate.risk == "disagreement"
 
 
-@pytest.mark.parametrize("validator", ["max_probability", "margin", "entropy"])
+def wrong(artifact):
+    """What verification finds."""
+    return [check.what for check in verify(artifact).checks if not check.ok]
+
+
+def forged(artifact, tmp_path, alter):
+    """The artifact with altered files, whose digests fit."""
+
+    def build(draft):
+        for name in artifact.manifest.files:
+            (draft.path / name).write_bytes(artifact.read_bytes(name))
+        alter(draft.path)
+        draft.summary = artifact.manifest.summary
+
+    store = ArtifactStore(str(tmp_path / alter.__name__))
+    return store.make("select", artifact.manifest.config, artifact.manifest.parents, build)
+
+
+@pytest.mark.parametrize("validator", Validator.names())
 def test_every_validator_certifies(world, validator):
-    _, certificate = read_plan(world.select(alpha=0.02, validator=validator))
-    assert certificate.validator["validator"] == validator
+    artifact = world.select(alpha=0.02, validator=validator)
+    _, certificate = read_plan(artifact)
+    assert wrong(artifact) == []
+    if certificate is not None:
+        learns = Validator.make(validator).learns
+        assert (certificate.scorer_digest is not None) == learns == ("scorer.safetensors" in artifact.manifest.files)
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_every_calibrator_certifies(world, calibrator):
+    artifact = world.select(alpha=0.02, calibrator=calibrator)
+    plan, certificate = read_plan(artifact)
+    assert wrong(artifact) == []
+    assert plan.stages[0].calibrator == certificate.calibrator
+    for stage in plan.stages:
+        assert (stage.calibrator is None) == (calibrator == "temperature")
+    found = [Calibration.parse(raw) for raw in json.loads(artifact.read_bytes("calibration.json"))]
+    assert [entry.model for entry in found] == [stage.model.name for stage in plan.stages]
+    assert found[0].after.adaptive_ece < found[0].before.adaptive_ece and found[0].after.rows == ROWS["test"]
+
+
+def test_what_a_validator_learnt_is_what_is_checked_again(world, tmp_path):
+    artifact = world.select(alpha=0.02, validator="deferral")
+    plan, certificate = read_plan(artifact)
+
+    def double(path):
+        state = load((path / "scorer.safetensors").read_bytes())
+        state["validator.weights"] = state["validator.weights"] * 2
+        (path / "scorer.safetensors").write_bytes(save(state))
+
+    assert wrong(artifact) == []
+    assert "what validator and checks have learnt" in wrong(forged(artifact, tmp_path, double))
+
+    def double_and_say_so(path):
+        double(path)
+        state = (path / "scorer.safetensors").read_bytes()
+        raw = certificate.model_copy(update={"scorer_digest": digest_of_state(state)})
+        (path / "certificate.json").write_text(raw.model_dump_json())
+        (path / "plan.json").write_text(plan.model_copy(update={"certificate_id": raw.id}).model_dump_json())
+
+    assert "what was learnt: validator.weights" in wrong(forged(artifact, tmp_path, double_and_say_so))
+
+
+def test_refused_answers_count_as_escalated_and_never_serve_alone(world):
+    """A lenient alpha accepts every answer that may be: the share of refused ones is escalated all the same."""
+    lengths = [len(row) for row in inputs_of(world.data, "calibration")]
+    shortest = int(np.quantile(lengths, 0.25))
+    artifact = world.select(alpha=0.2, checks=[{"check": "length", "min_tokens": shortest}])
+    plan, certificate = read_plan(artifact)
+    assert len(plan.stages) == 2 and certificate.threshold == ACCEPT_ALL
+    assert certificate.checks == plan.checks == [{"check": "length", "min_tokens": shortest, "max_tokens": None}]
+    refused = np.array(lengths) < shortest
+    assert 0 < certificate.escalation_rate == refused.mean()
+    answers = {ref.name: read_outputs(world.outputs[ref.name], "calibration")[2].argmax(1) for ref in (
+        certificate.first, certificate.last, certificate.full)}  # fmt: skip
+    given = np.where(refused, answers[certificate.last.name], answers[certificate.first.name])
+    labels = read_outputs(world.outputs["full"], "calibration")[1]
+    assert certificate.losses == int(((given != labels) & (answers["full"] == labels)).sum())
+    assert wrong(artifact) == []
+
+
+def test_outputs_that_are_not_finite_count_as_escalated(tmp_path):
+    world = World(tmp_path)
+
+    def build(draft):
+        for split in EVALUATION_SPLITS:
+            ids, labels, logits = read_outputs(world.outputs["cheap"], split)
+            logits = logits.copy()
+            logits[::50] = np.nan
+            columns = {"id": ids, "label": labels, "logits": logits_array(logits)}
+            pq.write_table(pa.table(columns), draft.path / f"{split}.parquet")
+
+    world.outputs["cheap"] = world.store.make("outputs", {"name": "broken"}, {}, build)
+    plan, certificate = read_plan(world.select(alpha=0.2))
+    assert plan.stages[0].model.name == "cheap" and certificate.escalation_rate == 1 / 50
+
+
+@pytest.mark.parametrize("kind", ["split", "mondrian", "aps", "raps"])
+def test_answers_carry_label_sets_of_the_stated_coverage(world, tmp_path, kind):
+    artifact = world.select(alpha=0.02, conformal={"coverage": 0.9, "kind": kind})
+    plan, _ = read_plan(artifact)
+    assert [stage.label_sets.level for stage in plan.stages] == pytest.approx([0.95, 0.95])
+    assert plan.expected["test_label_set_coverage"] > 0.9 - 0.03
+    assert 1 <= plan.expected["test_label_set_size"] < 2
+    assert wrong(artifact) == []
+
+    first = plan.stages[0]
+    limits = first.label_sets.model_copy(update={"limits": (0.5, 0.5)})
+    stages = [first.model_copy(update={"label_sets": limits}), *plan.stages[1:]]
+
+    def narrow(path):
+        (path / "plan.json").write_text(plan.model_copy(update={"stages": stages}).model_dump_json())
+
+    assert f"{first.model.name}: label sets, fitted again" in wrong(forged(artifact, tmp_path, narrow))
+
+
+def test_a_model_alone_needs_no_share_of_the_coverage(world):
+    plan, _ = read_plan(world.select(alpha=0.02, min_saving=0.99, conformal={"coverage": 0.9}))
+    assert [stage.label_sets.level for stage in plan.stages] == pytest.approx([0.9])
+
+
+def test_a_label_that_is_not_there_is_refused(world):
+    with pytest.raises(ConfigError, match=r"escalate: no such label.*valid: no, yes"):
+        world.select(checks=[{"check": "labels", "escalate": ["maybe"]}])
+    with pytest.raises(ConfigError, match=r"unknown check.*valid: familiarity, known_tokens, labels, language, length"):
+        SelectConfig.parse({"checks": ["gut_feeling"]})
 
 
 def test_too_few_rows_say_how_many_are_needed():
@@ -320,7 +448,9 @@ def test_when_variants_pay_is_kept_for_the_report(world):
 
 
 def test_unknown_validator_lists_valid_ones():
-    with pytest.raises(ConfigError, match=r"unknown validator.*valid: entropy, margin, max_probability"):
+    with pytest.raises(
+        ConfigError, match=r"unknown validator.*valid: combined, deferral, energy, entropy, familiarity"
+    ):
         SelectConfig.parse({"validator": "gut_feeling"})
 
 

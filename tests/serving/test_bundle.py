@@ -1,15 +1,18 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from lspm_ray.artifact import Artifact, ArtifactStore, open_artifact
 from lspm_ray.errors import ArtifactError, CertificateError, UserError
 from lspm_ray.selection.plan import Certificate, Plan
 from lspm_ray.selection.risk import p_value, upper_bound
 from lspm_ray.serving.bundle import check_certificate, load_bundle
+from lspm_ray.serving.cascade import Rules
 from tests.toys import toy_plan, write_plan
 
 
@@ -54,6 +57,8 @@ def test_relative_paths_and_missing_artifacts(
         ("stages.0.threshold", 0.5, "threshold"),
         ("stages.0.temperature", 2.0, "temperature"),
         ("validator", {"validator": "margin"}, "validator"),
+        ("checks", [{"check": "length", "min_tokens": 3}], "checks"),
+        ("stages.0.calibrator", {"kind": "vector", "x": [1, 1], "y": [0, 0]}, "calibrator"),
         ("stages.0.model.digest", "0" * 64, "first.digest"),
         ("stages.0.model.name", "other", "first.name"),
         ("stages.1.model.digest", "0" * 64, "last.digest"),
@@ -129,6 +134,33 @@ def test_the_full_model_alone_needs_no_certificate(own_store: ArtifactStore) -> 
 def test_a_certified_variant_alone_is_served(own_store: ArtifactStore) -> None:
     bundle = load_bundle(toy_plan(own_store, threshold=None).uri)
     assert [model.manifest.stage for model in bundle.models] == ["variant-toy"]
+
+
+def with_learnt(store: ArtifactStore, state: dict[str, Any], digest: str | None) -> Artifact:
+    """A select artifact with these arrays and a certificate that names this digest."""
+    plan, certificate = documents(toy_plan(store, validator="deferral"))
+    certificate = certificate.model_copy(update={"scorer_digest": digest})
+    plan = plan.model_copy(update={"certificate_id": certificate.id})
+
+    def build(draft: Any) -> None:
+        (draft.path / "plan.json").write_text(plan.model_dump_json())
+        (draft.path / "certificate.json").write_text(certificate.model_dump_json())
+        if state:
+            (draft.path / "scorer.safetensors").write_bytes(save(state))
+
+    return store.make("select", {"learnt": len(state)}, {"digest": str(digest)}, build)
+
+
+def test_what_the_validator_has_learnt_is_loaded_if_it_is_what_was_certified(own_store: ArtifactStore) -> None:
+    state = {
+        "validator.seen": np.ones(9, np.uint8), "validator.weights": np.eye(8)[0], "validator.bias": np.zeros(1)
+    }  # fmt: skip
+    bundle = load_bundle(with_learnt(own_store, state, hashlib.sha256(save(state)).hexdigest()).uri)
+    verdicts = Rules.of(bundle.plan, bundle.state).judge([np.array([3])], np.array([[2.0, 0.0]], dtype=np.float32))
+    assert verdicts.scores[0] == pytest.approx(2.0)
+    for found, digest in ((state, "0" * 64), (state, None), ({}, "0" * 64)):
+        with pytest.raises(CertificateError, match="not what the certificate was issued for"):
+            load_bundle(with_learnt(own_store, found, digest).uri)
 
 
 def test_a_flipped_byte_in_the_weights_is_refused_before_loading(own_store: ArtifactStore) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lspm_ray.evaluation.calibration import softmax
+from lspm_ray.evaluation.calibration import Calibrator, softmax
+from lspm_ray.selection.conformal import ConformalConfig, LabelSets
 from lspm_ray.selection.plan import ModelRef, Plan, PlanStage
 from lspm_ray.serving.cascade import (
     Cascade,
@@ -92,6 +94,47 @@ def test_each_answer_is_calibrated_with_the_temperature_of_its_stage() -> None:
 def test_the_first_temperature_enters_the_score() -> None:
     cascade = Cascade(Rules.of(plan(temperature=10.0)), encode, [Fake([[3.0, 0.0]]), Fake([FULL_LOGITS])])
     assert asyncio.run(cascade.answer(["a"]))[0].escalated
+
+
+def test_what_a_check_refuses_is_escalated_whatever_its_score() -> None:
+    checks = [{"check": "length", "min_tokens": 2}, {"check": "labels", "escalate": ["yes"]}]
+    refusing = plan().model_copy(update={"checks": checks})
+    first, full = Fake([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.1, 0.0]]), Fake([FULL_LOGITS] * 4)
+    answers = asyncio.run(Cascade(Rules.of(refusing), encode, [first, full]).answer(["a", "bb", "cc", "dd"]))
+    assert [a.reason for a in answers] == ["too_short", None, "label", "low_score"]
+    assert full.calls == [3]
+    assert answers[0].validator_score == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lingua") is None, reason="lingua is not installed")
+def test_checks_may_read_the_texts() -> None:
+    reading = plan().model_copy(update={"checks": [{"check": "language", "languages": ["en"]}]})
+    texts = ["The dress fits well and is very soft.", "Das Kleid passt gut und ist sehr weich."]
+    cascade = Cascade(Rules.of(reading), encode, [Fake([[9.0, 0.0]] * 2), Fake([FULL_LOGITS] * 2)])
+    assert [a.reason for a in asyncio.run(cascade.answer(texts))] == [None, "language"]
+
+
+def test_answers_carry_the_label_set_of_the_stage_that_gave_them() -> None:
+    def sets(limit: float) -> LabelSets:
+        return LabelSets(config=ConformalConfig(), level=0.9, limits=(limit, limit), rows=100)
+
+    first, last = plan().stages
+    both = [first.model_copy(update={"label_sets": sets(0.97)}), last.model_copy(update={"label_sets": sets(0.1)})]
+    covered = plan().model_copy(update={"stages": both})
+    stages = [Fake([[3.0, 0.0], [9.0, 0.0], [0.1, 0.0]]), Fake([FULL_LOGITS])]
+    answers = asyncio.run(Cascade(Rules.of(covered), encode, stages).answer(["a", "b", "c"]))
+    assert [a.label_set for a in answers] == [("no", "yes"), ("no",), ("yes",)]
+    assert run(Fake([[3.0, 0.0]] * 3))[0].label_set is None
+
+
+def test_a_calibrator_enters_the_score_and_the_shown_probability() -> None:
+    calibrator = Calibrator(kind="isotonic", x=(0.0, 1.0), y=(0.4, 0.6))
+    first = plan().stages[0].model_copy(update={"calibrator": calibrator, "threshold": 0.5})
+    changed = plan().model_copy(update={"stages": [first, plan().stages[1]]})
+    cascade = Cascade(Rules.of(changed), encode, [Fake([[9.0, 0.0]]), Fake([FULL_LOGITS])])
+    answer = asyncio.run(cascade.answer(["a"]))[0]
+    assert (answer.variant, answer.label) == ("small", "no")
+    assert answer.probability == answer.validator_score == pytest.approx(0.6, abs=1e-3)
 
 
 def test_nothing_to_escalate_leaves_the_full_model_alone() -> None:

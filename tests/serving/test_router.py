@@ -121,6 +121,7 @@ def test_one_text(client: TestClient) -> None:
                 "degraded": False,
                 "certificate_id": CERTIFICATE.id,
                 "request_id": "abc-1",
+                "label_set": None,
             }
         ],
         "request_id": "abc-1",

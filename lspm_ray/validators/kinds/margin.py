@@ -1,19 +1,15 @@
 """The lead of the answer over the runner-up."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 
-from lspm_ray.tasks import Encoded
-from lspm_ray.validators.contract import Validator
+from lspm_ray.validators.contract import Floats, Outputs, State, Validator
 
 
 class Margin(Validator):
     """Difference of the two largest probabilities."""
 
-    def score(self, inputs: Sequence[Encoded], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    def score(self, outputs: Outputs, state: State) -> Floats:
         """In [0, 1]."""
-        top = np.sort(probabilities, axis=1)[:, -2:]
-        lead: NDArray[np.float64] = top[:, 1] - top[:, 0]
+        top = np.sort(outputs.probabilities, axis=1)[:, -2:]
+        lead: Floats = top[:, 1] - top[:, 0]
         return lead
