@@ -25,6 +25,7 @@ stamps not below s, in whatever order they arrive, so the counts of several obse
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -68,6 +69,7 @@ def log_evidence(losses: Integers, rows: Integers, level: float) -> Floats:
     return evidence
 
 
+@functools.lru_cache(maxsize=64)
 def live_starts(block: int) -> Integers:
     """The blocks, ascending, at which a process began that is still bet on in block `block`; 0 always is one."""
     found = [0]

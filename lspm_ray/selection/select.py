@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from lspm_ray.artifact import Artifact, ArtifactStore, Draft, hardware, open_artifact, open_beside
@@ -26,7 +27,15 @@ from lspm_ray.profiling.table import ProfileTable, Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.break_even import BreakEven, break_even
 from lspm_ray.selection.options import Option, Priced, Promise, Rows, broken_limits, choose, estimate
-from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
+from lspm_ray.selection.plan import (
+    CERTIFICATE_FILE,
+    PLAN_FILE,
+    Certificate,
+    DisagreementBound,
+    ModelRef,
+    Plan,
+    PlanStage,
+)
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
     Certified,
@@ -43,6 +52,8 @@ CURVE_FILE = "curve.json"
 OPTIONS_FILE = "options.json"
 BREAK_EVEN_FILE = "break_even.json"
 FORGETTING_FILE = "forgetting.json"
+DISAGREEMENT_DELTA = 0.005
+"""Chance that `Certificate.disagreement` is too small. Its logarithm counts: a tenth of it costs a fifth of the level."""
 
 
 class SelectConfig(Config):
@@ -253,6 +264,9 @@ class _Decision:
             data=_ref("data", self.data),
             hardware=hardware(),
             how_to_check="lspm_ray.selection.select.recheck(uri of this directory) recomputes every number",
+            disagreement=disagreement_bound(calibration, scores >= point.threshold, len(grid))
+            if config.risk == "regret"
+            else None,
         )
         return self._plan(certificate, cost, reasons), certificate
 
@@ -403,6 +417,23 @@ def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any]) -> Rows:
         raise CertificateError("outputs of the models are not about the same rows", field=split)
     first, last, full = (logits for _, _, logits in read)
     return Rows(read[0][1], first, last, full, inputs)
+
+
+def disagreement_bound(
+    calibration: Rows, accepted: NDArray[np.bool_], thresholds: int, delta: float = DISAGREEMENT_DELTA
+) -> DisagreementBound:
+    """How often answers may differ from full's, with confidence 1 - `delta`; see `DisagreementBound`.
+
+    Args:
+        calibration: the rows that the threshold was chosen on.
+        accepted: bool [rows], at that threshold.
+        thresholds: how many it was chosen from.
+        delta: chance that the bound is too small.
+    """
+    n = len(calibration.labels)
+    losses = round(calibration.risk("disagreement", accepted) * n)
+    level = upper_bound(losses, n, delta / thresholds)
+    return DisagreementBound(losses=losses, rows=n, thresholds=thresholds, delta=delta, level=level)
 
 
 def inputs_of(data: Artifact, split: str) -> list[Any]:
