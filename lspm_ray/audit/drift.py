@@ -169,7 +169,8 @@ def compare(window: Window, against: Reference) -> Drift:
 @functools.lru_cache(maxsize=4)
 def _token_vectors(chunks: int) -> Floats:
     """Standard normal vectors [4096 * chunks, dimensions]; a chunk does not depend on how many there are."""
-    return np.concatenate([np.random.default_rng([7, chunk]).standard_normal((4096, _DIMENSIONS)) for chunk in range(chunks)])
+    drawn = [np.random.default_rng([7, chunk]).standard_normal((4096, _DIMENSIONS)) for chunk in range(chunks)]
+    return np.concatenate(drawn)
 
 
 def _features(embedded: Floats, bandwidth: float) -> Floats:

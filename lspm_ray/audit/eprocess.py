@@ -42,6 +42,7 @@ LIFE = 16
 _FIRST_ODDS, _STEP, _LARGEST = 1.25, 1.5, 0.75
 
 
+@functools.lru_cache(maxsize=16)
 def alternatives(level: float) -> Floats:
     """The loss rates that are bet on: their odds are 1.25, 1.25 * 1.5, ... times those of `level`, up to 75 % losses.
 
@@ -69,7 +70,7 @@ def log_evidence(losses: Integers, rows: Integers, level: float) -> Floats:
     return evidence
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4096)
 def live_starts(block: int) -> Integers:
     """The blocks, ascending, at which a process began that is still bet on in block `block`; 0 always is one."""
     found = [0]

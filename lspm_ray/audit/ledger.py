@@ -119,8 +119,8 @@ class Tally(Config):
         starts = live_starts(block)
         places = np.searchsorted(starts, list(self.blocks), side="right") - 1
         blocks: dict[int, tuple[int, int]] = {}
-        for place, (rows, losses) in zip(places, self.blocks.values(), strict=True):
-            start = int(starts[place])
+        for place, (stamp, (rows, losses)) in zip(places, self.blocks.items(), strict=True):
+            start = stamp if stamp > block else int(starts[place])
             before = blocks.get(start, (0, 0))
             blocks[start] = (before[0] + rows, before[1] + losses)
         windows = {number: window for number, window in self.windows.items() if number >= block // WINDOW_BLOCKS - 1}

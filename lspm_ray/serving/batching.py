@@ -56,6 +56,11 @@ class Batcher(Generic[T, R]):
         self._running: set[asyncio.Task[None]] = set()
         self.waiting_rows = 0
 
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing is computed."""
+        return not self._queue and not self._running
+
     async def submit(self, rows: Sequence[T]) -> R:
         """The result for `rows`, computed together with others'.
 

@@ -22,7 +22,7 @@ from lspm_ray.validators import Validator
 Logits = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Awaitable[list[Encoded]]]
 Stage = Callable[[Sequence[Encoded]], Awaitable[Logits]]
-Reason = Literal["low_score", "invalid_output", "error", "timeout"]
+Reason = Literal["low_score", "invalid_output", "error", "timeout", "revoked"]
 
 _log = logging.getLogger(__name__)
 
@@ -163,6 +163,21 @@ class Rules:
         return Verdicts(inputs, np.full((rows, labels), np.nan), np.full(rows, np.nan), [reason] * rows)
 
 
+@dataclass(frozen=True)
+class Full:
+    """The full model, which answers everything once the certificate is revoked.
+
+    Attributes:
+        name: of the model.
+        temperature: divides its logits before the softmax.
+        stage: computes its logits.
+    """
+
+    name: str
+    temperature: float
+    stage: Stage
+
+
 class Cascade:
     """Runs the rules over the functions that compute.
 
@@ -182,6 +197,11 @@ class Cascade:
         self.encode = encode
         self.stages = list(stages)
         self.first_timeout_s = first_timeout_s
+        self._full: Full | None = None
+
+    def revoke(self, full: Full) -> None:
+        """The certificate no longer holds: from now on the full model answers everything."""
+        self._full = full
 
     async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
         """An answer for each text, in order.
@@ -202,8 +222,10 @@ class Cascade:
             StageDown: the only stage failed.
         """
         inputs = await self.encode(texts)
+        if self._full is not None:
+            return self.rules.refuse(inputs, "revoked")
         if self.rules.alone:
-            return self.rules.judge(inputs, await self._last(inputs))
+            return self.rules.judge(inputs, await self._ask(self._final, inputs))
         try:
             async with asyncio.timeout(self.first_timeout_s):
                 logits = await self.stages[0](inputs)
@@ -224,22 +246,30 @@ class Cascade:
             StageDown: the last stage gave no usable output.
         """
         rest = [row for row, reason in enumerate(verdicts.reasons) if reason is not None]
-        if self.rules.alone or not rest:
-            return self._answers(verdicts)
-        logits = await self._last([verdicts.inputs[row] for row in rest])
+        revoked = "revoked" in verdicts.reasons
+        if (self.rules.alone and not revoked) or not rest:
+            return self._answers(verdicts, self.rules.alone, self.rules.plan.stages[-1].model.name)
+        last = self._final
+        logits = await self._ask(last, [verdicts.inputs[row] for row in rest])
         probabilities = verdicts.probabilities.copy()
-        probabilities[rest] = softmax(logits, self.rules.plan.stages[-1].temperature)
-        return self._answers(Verdicts(verdicts.inputs, probabilities, verdicts.scores, verdicts.reasons))
+        probabilities[rest] = softmax(logits, last.temperature)
+        found = Verdicts(verdicts.inputs, probabilities, verdicts.scores, verdicts.reasons)
+        return self._answers(found, False, last.name)
 
-    async def _last(self, inputs: Sequence[Encoded]) -> Logits:
-        logits = await self.stages[-1](inputs)
+    @property
+    def _final(self) -> Full:
+        """The model with the last word."""
+        last = self.rules.plan.stages[-1]
+        return self._full or Full(last.model.name, last.temperature, self.stages[-1])
+
+    async def _ask(self, model: Full, inputs: Sequence[Encoded]) -> Logits:
+        logits = await model.stage(inputs)
         if not usable(logits, len(inputs), len(self.rules.plan.labels)).all():
-            raise StageDown(f"{self.rules.plan.stages[-1].model.name} returned an output that is not usable")
+            raise StageDown(f"{model.name} returned an output that is not usable")
         return logits
 
-    def _answers(self, verdicts: Verdicts) -> list[CascadeAnswer]:
-        plan, alone = self.rules.plan, self.rules.alone
-        first, last = plan.stages[0].model.name, plan.stages[-1].model.name
+    def _answers(self, verdicts: Verdicts, alone: bool, last: str) -> list[CascadeAnswer]:
+        plan, first = self.rules.plan, self.rules.plan.stages[0].model.name
         found = self.rules.task.decode(verdicts.probabilities, plan.labels)
         return [
             CascadeAnswer(

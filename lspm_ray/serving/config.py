@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from lspm_ray.audit.config import AuditConfig
 from lspm_ray.config import Config
 from lspm_ray.selection.plan import Plan
 
@@ -92,6 +93,7 @@ class ServeConfig(Config):
             would cost more than its answer.
         hang_s: a model that computes one batch for longer than this has its replica replaced.
         graceful_shutdown_s: time a replica has to finish its requests when it is replaced.
+        audit: how live traffic is watched.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -107,6 +109,7 @@ class ServeConfig(Config):
     inline_latency_ms: float = Field(default=2.0, ge=0)
     hang_s: float = Field(default=60.0, gt=0)
     graceful_shutdown_s: float = Field(default=10.0, gt=0)
+    audit: AuditConfig = AuditConfig()
 
 
 class OfflineConfig(Config):

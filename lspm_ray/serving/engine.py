@@ -2,16 +2,19 @@
 
 import asyncio
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lspm_ray.audit.ledger import Feedback
 from lspm_ray.inference.predictor import Predictor
 from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.serving.auditor import Auditor, Matched
 from lspm_ray.serving.batching import Batcher
-from lspm_ray.serving.cascade import Cascade, CascadeAnswer, Logits, Rules, Stage, Verdicts, clean
+from lspm_ray.serving.cascade import Cascade, CascadeAnswer, Full, Logits, Rules, Stage, Verdicts, clean
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
 from lspm_ray.tasks import Encoded, Task
@@ -27,6 +30,7 @@ LONG_CHARACTERS = 20_000
 """Requests longer than this do not share a batch with others, who would have to wait for them."""
 
 NotReady = Callable[[], Awaitable[str | None]]
+MakeAuditor = Callable[[Full, Callable[[], bool]], Auditor | str]
 
 
 class LocalStage:
@@ -106,6 +110,8 @@ class Engine:
         first_is_local: the first stage computes in this process, one call at a time.
         first_timeout_s: after this the first variant counts as silent.
         not_ready: asks the remote stages.
+        full: the full model, where it is not the plan's last one.
+        audit: makes the auditor, given the full model and whether it has nothing to do; it may say why there is none.
     """
 
     def __init__(
@@ -123,6 +129,8 @@ class Engine:
         first_is_local: bool = True,
         first_timeout_s: float | None = None,
         not_ready: NotReady | None = None,
+        full: Full | None = None,
+        audit: MakeAuditor | None = None,
     ) -> None:
         self.plan = plan
         self.certificate = certificate
@@ -131,6 +139,14 @@ class Engine:
         self._not_ready = not_ready
         last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, max_waiting)
         self._cascade = Cascade(Rules.of(plan), encode, [*stages[:-1], last.submit], first_timeout_s)
+        self._audit: Auditor | str = "no audit: the plan has no certificate" if certificate is None else "no audit"
+        if audit is not None:
+            behind = last if full is None else Batcher[Encoded, Logits](full.stage, max_batch_size, calls, max_waiting)
+            end = full or Full(plan.stages[-1].model.name, plan.stages[-1].temperature, stages[-1])
+            self._audit = audit(end, lambda: behind.idle)
+            if isinstance(self._audit, Auditor):
+                batched = dataclasses.replace(end, stage=behind.submit)
+                self._audit.on_revoked(lambda: self._cascade.revoke(batched))
         self._first: Batcher[str, Verdicts] = Batcher(
             self._cascade.judge, max_batch_size, 1 if first_is_local else calls, max_waiting
         )
@@ -142,6 +158,29 @@ class Engine:
         else:
             verdicts = await self._first.submit(clean(texts, self.plan.max_characters))
         return await self._cascade.finish(verdicts)
+
+    @property
+    def certificate_id(self) -> str | None:
+        """See `Core.certificate_id`."""
+        return None if isinstance(self._audit, Auditor) and self._audit.revoked else self.plan.certificate_id
+
+    def start(self) -> None:
+        """See `Core.start`."""
+        if isinstance(self._audit, Auditor):
+            self._audit.start()
+
+    def answered(self, request_id: str, texts: Sequence[str], answers: Sequence[CascadeAnswer]) -> None:
+        """See `Core.answered`."""
+        if isinstance(self._audit, Auditor):
+            self._audit.observe(request_id, texts, answers)
+
+    def feedback(self, given: Sequence[Feedback]) -> list[Matched]:
+        """See `Core.feedback`."""
+        return self._audit.feedback(given) if isinstance(self._audit, Auditor) else ["unknown"] * len(given)
+
+    async def audit(self) -> dict[str, Any]:
+        """See `Core.audit`."""
+        return await self._audit.status() if isinstance(self._audit, Auditor) else {"verdict": "off", "why": self._audit}
 
     async def not_ready(self) -> str | None:
         """See `Core.not_ready`."""

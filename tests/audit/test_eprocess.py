@@ -105,21 +105,21 @@ NULLS: dict[str, Callable[[np.random.Generator, int, float], np.ndarray]] = {
 
 @pytest.mark.parametrize("null", NULLS)
 def test_false_alarms_are_at_most_delta(null: str):
-    streams, delta, level = 150, 0.2, 0.05
+    streams, delta, level = 60, 0.2, 0.05
     rng = np.random.default_rng(0)
-    alarms = sum(best(NULLS[null](rng, 2500, level), level)[0] >= math.log(1 / delta) for _ in range(streams))
+    alarms = sum(best(NULLS[null](rng, 1500, level), level)[0] >= math.log(1 / delta) for _ in range(streams))
     # Were the rate delta, more alarms than this would be seen once in a thousand times.
     assert alarms <= binom.ppf(0.999, streams, delta)
 
 
 def test_false_alarms_are_at_most_delta_when_an_adversary_sets_the_mean():
     """The mean is at the level while the wealth is high and 0 while it is low: it tries to keep what was won."""
-    streams, delta, level, rng = 150, 0.2, 0.05, np.random.default_rng(1)
+    streams, delta, level, rng = 60, 0.2, 0.05, np.random.default_rng(1)
     alarms = 0
     for _ in range(streams):
         lost: list[bool] = []
         recent = 0.0
-        for _ in range(1500):
+        for _ in range(1000):
             recent = 0.97 * recent
             lost.append(bool(rng.random() < (level if recent >= 1 or len(lost) % 3 else 0)))
             recent += lost[-1]
