@@ -176,7 +176,8 @@ def _token_vectors(chunks: int) -> Floats:
 def _features(embedded: Floats, bandwidth: float) -> Floats:
     directions = np.random.default_rng(11).standard_normal((_DIMENSIONS, _FEATURES // 2)) / bandwidth
     angles = embedded @ directions
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(_FEATURES // 2)
+    features: Floats = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(_FEATURES // 2)
+    return features
 
 
 def _ratio(live: Floats, mean: Floats, rows: int, reference_rows: int) -> float:

@@ -19,8 +19,9 @@ from lspm_ray.audit.ledger import WINDOW_BLOCKS, AuditError, Feedback, Ledger, P
 from lspm_ray.config import Config
 from lspm_ray.errors import ConfigError
 from lspm_ray.evaluation.outputs import read_outputs
+from lspm_ray.selection.options import Rows
 from lspm_ray.selection.plan import Certificate
-from lspm_ray.selection.select import Rows, inputs_of
+from lspm_ray.selection.select import inputs_of
 from lspm_ray.validators import Validator
 
 LEDGER_FILE = "ledger.json"

@@ -123,8 +123,9 @@ class Tally(Config):
             start = stamp if stamp > block else int(starts[place])
             before = blocks.get(start, (0, 0))
             blocks[start] = (before[0] + rows, before[1] + losses)
-        windows = {number: window for number, window in self.windows.items() if number >= block // WINDOW_BLOCKS - 1}
-        return self.model_copy(update={"blocks": dict(sorted(blocks.items())), "windows": dict(sorted(windows.items()))})
+        oldest = block // WINDOW_BLOCKS - 1
+        windows = {number: window for number, window in sorted(self.windows.items()) if number >= oldest}
+        return self.model_copy(update={"blocks": dict(sorted(blocks.items())), "windows": windows})
 
 
 class Revocation(Config):
@@ -188,7 +189,7 @@ class Ledger(Config):
 
     @property
     def block(self) -> int:
-        """The stamp for answers that are sampled from now on: it depends on how many there were, not on their losses."""
+        """The stamp for answers that are sampled from now on: how many there were decides, not their losses."""
         return self.rows // BLOCK_ROWS
 
     def losses(self, loss: Loss) -> int:

@@ -53,7 +53,7 @@ OPTIONS_FILE = "options.json"
 BREAK_EVEN_FILE = "break_even.json"
 FORGETTING_FILE = "forgetting.json"
 DISAGREEMENT_DELTA = 0.005
-"""Chance that `Certificate.disagreement` is too small. Its logarithm counts: a tenth of it costs a fifth of the level."""
+"""Chance that `Certificate.disagreement` is too small. Only its logarithm counts: a larger one would gain little."""
 
 
 class SelectConfig(Config):

@@ -24,11 +24,24 @@ class Bundle:
         plan: what to serve.
         certificate: what it promises; None when the full model serves alone.
         models: the artifact of each stage.
+        artifact: the select artifact.
     """
 
     plan: Plan
     certificate: Certificate | None
     models: list[Artifact]
+    artifact: Artifact
+
+    def full_model(self) -> Artifact:
+        """The model that the certificate compares answers with; the plan need not serve it.
+
+        Raises:
+            ArtifactError: it is missing, or another one than the certificate's.
+            CertificateError: there is no certificate.
+        """
+        if self.certificate is None:
+            raise CertificateError("the full model serves alone: there is nothing to compare it with")
+        return _open_model(self.certificate.full, self.artifact)
 
     def directory(self, stage: int) -> Path:
         """Verified local model directory of a stage.
@@ -55,12 +68,24 @@ class Bundle:
             ArtifactError: see `directory`.
             CertificateError: its labels are not the plan's.
         """
+        return self._load(self.plan.stages[stage].model.name, self.directory(stage), threads, gpu)
+
+    def full_predictor(self, threads: int, gpu: bool = False) -> Predictor:
+        """The loaded full model.
+
+        Raises:
+            ArtifactError: see `full_model`.
+            CertificateError: its labels are not the plan's.
+        """
+        return self._load("full", self.full_model().local(), threads, gpu)
+
+    def _load(self, name: str, directory: Path, threads: int, gpu: bool) -> Predictor:
         from lspm_ray.inference.predictor import load_predictor
 
-        predictor = load_predictor(self.directory(stage), threads, gpu)
+        predictor = load_predictor(directory, threads, gpu)
         if predictor.labels != self.plan.labels:
             raise CertificateError(
-                f"model {self.plan.stages[stage].model.name} has other labels than the plan",
+                f"model {name} has other labels than the plan",
                 field="labels",
                 value=predictor.labels,
                 valid=self.plan.labels,
@@ -92,7 +117,7 @@ def load_bundle(plan_uri: str) -> Bundle:
     if CERTIFICATE_FILE in artifact.manifest.files:
         certificate = _parse(artifact, CERTIFICATE_FILE, Certificate)
     check_certificate(plan, certificate)
-    return Bundle(plan, certificate, [_open_model(stage.model, artifact) for stage in plan.stages])
+    return Bundle(plan, certificate, [_open_model(stage.model, artifact) for stage in plan.stages], artifact)
 
 
 def check_certificate(plan: Plan, certificate: Certificate | None) -> None:

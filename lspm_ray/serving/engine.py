@@ -180,7 +180,9 @@ class Engine:
 
     async def audit(self) -> dict[str, Any]:
         """See `Core.audit`."""
-        return await self._audit.status() if isinstance(self._audit, Auditor) else {"verdict": "off", "why": self._audit}
+        if isinstance(self._audit, str):
+            return {"verdict": "off", "why": self._audit}
+        return await self._audit.status()
 
     async def not_ready(self) -> str | None:
         """See `Core.not_ready`."""

@@ -54,9 +54,7 @@ def test_alternatives_are_above_the_level_and_ascend(level: float):
 
 
 @given(level=LEVELS, mean=st.floats(0, 1), losses=st.integers(0, 50), rows=st.integers(50, 2000))
-def test_no_mean_up_to_the_level_makes_the_evidence_grow_on_average(
-    level: float, mean: float, losses: int, rows: int
-):
+def test_no_mean_up_to_the_level_makes_the_evidence_grow_on_average(level: float, mean: float, losses: int, rows: int):
     mean *= level
     now, lost, kept = np.exp(
         log_evidence(np.array([losses, losses + 1, losses]), np.array([rows, rows + 1, rows + 1]), level)

@@ -7,7 +7,9 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
+from lspm_ray.audit.ledger import Feedback
 from lspm_ray.selection.plan import Certificate, ModelRef, Plan, PlanStage
+from lspm_ray.serving.auditor import Matched
 from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, QueueFull, StageDown, clean
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
@@ -65,6 +67,27 @@ class ToyCore:
         self.reason: str | None = None
         self.hang = False
         self.began = asyncio.Event()
+        self.noted: list[tuple[str, list[str], list[CascadeAnswer]]] = []
+        self.labels: list[Feedback] = []
+        self.revoked = False
+        self.started = False
+
+    @property
+    def certificate_id(self) -> str | None:
+        return None if self.revoked else self.plan.certificate_id
+
+    def start(self) -> None:
+        self.started = True
+
+    def answered(self, request_id: str, texts: Sequence[str], answers: Sequence[CascadeAnswer]) -> None:
+        self.noted.append((request_id, list(texts), list(answers)))
+
+    def feedback(self, given: Sequence[Feedback]) -> list[Matched]:
+        self.labels += given
+        return ["unknown"] * len(given)
+
+    async def audit(self) -> dict[str, Any]:
+        return {"verdict": "revoked" if self.revoked else "holds"}
 
     async def answer(self, texts: Sequence[str]) -> list[CascadeAnswer]:
         self.asked.append(list(texts))
