@@ -134,7 +134,7 @@ def test_how_the_rows_are_spread_over_routers_does_not_matter(routers: int, seed
 
 
 def test_state_stays_small():
-    tally = Tally(version=1, blocks={block: (BLOCK_ROWS, 0) for block in range(20_000)})
+    tally = Tally(version=1, blocks=dict.fromkeys(range(20000), (BLOCK_ROWS, 0)))
     small = compacted(EMPTY.model_copy(update={"routers": {"r": tally}}))
     assert len(small.routers["r"].blocks) < 150
     assert small.rows == 20_000 * BLOCK_ROWS
