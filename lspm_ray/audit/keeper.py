@@ -17,7 +17,7 @@ from lspm_ray.audit.drift import Drift, Reference, compare, reference
 from lspm_ray.audit.hypotheses import Hypothesis, Loss, hypotheses
 from lspm_ray.audit.ledger import WINDOW_BLOCKS, AuditError, Feedback, Ledger, Point, Revocation, Sample, Tally, merge
 from lspm_ray.config import Config
-from lspm_ray.errors import ConfigError
+from lspm_ray.errors import UserError
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.selection.options import Rows
 from lspm_ray.selection.plan import Certificate
@@ -308,6 +308,6 @@ def made_reference(place: Place, certificate: Certificate, plan: Artifact) -> tu
         if found is None:
             found = calibration_reference(certificate, plan)
             place.save_reference(found)
-    except (ConfigError, AuditError, OSError) as error:
+    except (UserError, OSError) as error:
         return None, f"drift is not watched: {error}"
     return found, ""

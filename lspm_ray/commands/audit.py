@@ -93,7 +93,8 @@ def _evidence(evidence: Evidence, found: Status) -> list[str]:
     values = [point.log_wealth.get(evidence.loss, 0.0) for point in found.points] + [evidence.log_wealth]
     return [
         f"{evidence.loss} at most {evidence.level:.2%}: {evidence.losses} losses "
-        f"({_share(evidence.losses, found.rows)}), evidence against it {_odds(evidence.log_wealth)}, revokes at {_odds(evidence.limit)}",
+        f"({_share(evidence.losses, found.rows)}), "
+        f"evidence against it {_odds(evidence.log_wealth)}, revokes at {_odds(evidence.limit)}",
         f"  {sparkline(values, evidence.limit)}",
     ]
 
