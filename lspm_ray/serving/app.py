@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from lspm_ray.config import Config
-from lspm_ray.serving.bundle import load_bundle
+from lspm_ray.serving.bundle import check_not_revoked, load_bundle
 from lspm_ray.serving.config import ReplicaConfig, ServeConfig, is_inline, serves_full, why_unaudited
 from lspm_ray.serving.deployments import AUDIT, FULL, AuditReplica, Ingress, VariantReplica
 
@@ -39,6 +39,7 @@ def build(args: dict[str, Any]) -> Any:
     """
     settings = BuildArgs.parse(args)
     bundle = load_bundle(settings.plan)
+    check_not_revoked(bundle, settings.serve)
     plan, certificate = bundle.plan, bundle.certificate
     config = settings.serve.model_dump(mode="json")
     variant = serve.deployment(VariantReplica)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lspm_ray.artifact import Artifact, open_artifact, open_beside
+from lspm_ray.audit.keeper import Place
 from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
+from lspm_ray.serving.config import ServeConfig, why_unaudited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,6 +120,25 @@ def load_bundle(plan_uri: str) -> Bundle:
         certificate = _parse(artifact, CERTIFICATE_FILE, Certificate)
     check_certificate(plan, certificate)
     return Bundle(plan, certificate, [_open_model(stage.model, artifact) for stage in plan.stages], artifact)
+
+
+def check_not_revoked(bundle: Bundle, config: ServeConfig) -> None:
+    """Refuse a plan whose certificate the audit has revoked, unless the audit runs: then the full model answers all.
+
+    Raises:
+        CertificateError: says what the audit found.
+        AuditError: the audit's ledger is damaged.
+    """
+    why = why_unaudited(bundle.plan, bundle.certificate, config)
+    if why is None or bundle.certificate is None:
+        return
+    revoked = Place.of(bundle.certificate, bundle.artifact).load().revoked
+    if revoked is not None:
+        raise CertificateError(
+            f"the audit has revoked the certificate ({revoked.sentence()}), and now {why}",
+            field="serve.audit",
+            hint="With the audit on, the full model answers everything; or run `lspm select` again with fresh rows",
+        )
 
 
 def check_certificate(plan: Plan, certificate: Certificate | None) -> None:

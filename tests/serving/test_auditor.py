@@ -10,14 +10,17 @@ import pytest
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.audit.config import AuditConfig
 from lspm_ray.audit.keeper import Keeper, Place, Report, Standing
-from lspm_ray.audit.ledger import Feedback
+from lspm_ray.audit.ledger import Feedback, Revocation
+from lspm_ray.errors import CertificateError
 from lspm_ray.selection.plan import Certificate, DisagreementBound
+from lspm_ray.serving.app import build
 from lspm_ray.serving.auditor import Auditor
 from lspm_ray.serving.bundle import Bundle, load_bundle
 from lspm_ray.serving.cascade import Full, Logits, QueueFull, Rules
 from lspm_ray.serving.config import Limits, ServeConfig, why_unaudited
 from lspm_ray.serving.engine import Encoder, Engine, LocalStage
 from lspm_ray.serving.metrics import Metrics
+from lspm_ray.serving.render import render
 from lspm_ray.tasks import Encoded
 from tests.toys import toy_plan, toy_texts
 
@@ -302,3 +305,19 @@ def test_why_there_is_no_audit(own_store: ArtifactStore, bundle: Bundle) -> None
     assert "share is 0" in str(why(bundle, share=0))
     assert "deploy_full" in str(why(alone, deploy_full=False))
     assert "serves alone" in str(why_unaudited(bundle.plan, None, ServeConfig()))
+
+
+def test_a_revoked_plan_is_not_served_without_its_audit(own_store: ArtifactStore) -> None:
+    select = toy_plan(own_store)
+    bundle = load_bundle(select.uri)
+    assert bundle.certificate is not None
+    off = ServeConfig.parse({"audit": {"share": 0}})
+    render(select.uri, off)
+    place = Place.of(bundle.certificate, select)
+    found = Revocation(time=1.0, loss="regret", level=0.01, rows=100, losses=20, log_wealth=9.0)
+    place.save(place.load().model_copy(update={"revoked": found}))
+    render(select.uri, ServeConfig())
+    with pytest.raises(CertificateError, match=r"revoked the certificate \(regret is above 1.00%: 20 in 100"):
+        render(select.uri, off)
+    with pytest.raises(CertificateError, match=r"serve\.audit\.share is 0"):
+        build({"plan": select.uri, "serve": {"audit": {"share": 0}}})
