@@ -156,6 +156,8 @@ def test_labels_turn_disagreements_into_regret_and_nothing_else():
     labelled = ledger.labelled(given)
     assert [sample.regret for sample in labelled.samples] == [True, False, False]
     assert labelled.losses("regret") == 1
+    both_wrong = ledger.labelled([Feedback(label="neither", text_sha256="h0")])
+    assert both_wrong.losses("regret") == 0
     assert labelled.labelled(given) == labelled
 
 
