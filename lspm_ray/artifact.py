@@ -78,6 +78,11 @@ class Artifact:
         """Content digest: see `Manifest.digest`."""
         return self.manifest.digest
 
+    @property
+    def root(self) -> str:
+        """The store it lies in."""
+        return _parent(self.uri)
+
     @cached_property
     def _location(self) -> tuple[pafs.FileSystem, str]:
         return filesystem(self.uri)

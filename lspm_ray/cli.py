@@ -141,6 +141,23 @@ def stop_command(config: ConfigPath, overrides: Overrides = None) -> None:
     stop(config, overrides or [])
 
 
+@app.command("audit")
+def audit_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="draw the evidence over time (.svg or .png)")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="show this many disagreements")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="everything there is, as JSON")] = False,
+    from_sweep: FromSweep = False,
+) -> None:
+    """Say whether live traffic keeps the certificate; exits with 1 once it is revoked."""
+    from lspm_ray.commands.audit import audit
+
+    given = _with_sweep(overrides, from_sweep)
+    if not audit(config, given, plot=plot, samples=samples, as_json=as_json):
+        raise typer.Exit(1)
+
+
 @app.command("predict")
 def predict_command(
     config: ConfigPath,

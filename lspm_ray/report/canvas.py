@@ -6,8 +6,10 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lspm_ray.report.markup import Html, plain
@@ -84,20 +86,41 @@ def draw(paint: Callable[[Figure], None], width_in: float, height_in: float, cap
         height_in: inches.
         caption: becomes the accessible name and description.
     """
+    stream = io.StringIO()
+    with _figure(paint, width_in, height_in, caption.id) as figure:
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing, bbox_inches="tight", pad_inches=0.05)
+    return inline(stream.getvalue(), caption)
+
+
+def save(paint: Callable[[Figure], None], width_in: float, height_in: float, path: Path) -> None:
+    """What `paint` draws as a file of its own.
+
+    Args:
+        paint: fills the figure.
+        width_in: inches.
+        height_in: inches.
+        path: its suffix says which format, `.svg` or `.png`.
+    """
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with _figure(paint, width_in, height_in, path.stem) as figure:
+        figure.savefig(path, dpi=144, metadata=metadata, bbox_inches="tight", pad_inches=0.1)
+
+
+@contextmanager
+def _figure(paint: Callable[[Figure], None], width_in: float, height_in: float, salt: str) -> Iterator[Figure]:
+    """A painted figure, in the style of the report while the context lasts."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    stream = io.StringIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": caption.id})
+        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": salt})
         # The browser has the glyphs that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width_in, height_in), dpi=72, layout="constrained")
         paint(figure)
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing, bbox_inches="tight", pad_inches=0.05)
-    return inline(stream.getvalue(), caption)
+        yield figure
 
 
 def fitted(text: str, limit: int) -> str:

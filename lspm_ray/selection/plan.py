@@ -80,6 +80,21 @@ class MiddleStage(Config):
     temperature: float
 
 
+class DisagreementBound(Config):
+    """How often answers may differ from full's at the served threshold: what the live audit can test without labels.
+
+    With probability 1 - `delta` over the calibration rows, P(accepted and not full's answer) <= `level`. The threshold
+    was chosen on the same rows, among `thresholds`: the bound is that of Clopper and Pearson at `delta` / `thresholds`,
+    so it holds at all of them together (Bonferroni).
+    """
+
+    losses: int
+    rows: int
+    thresholds: int
+    delta: float
+    level: float
+
+
 class Certificate(Config):
     """What is promised about the answers of a plan, on which evidence.
 
@@ -132,6 +147,8 @@ class Certificate(Config):
     """Where outputs were computed. The risk claim carries over to other hardware only as far as outputs agree."""
     assumption: str = "calibration rows and live requests are drawn independently from one distribution"
     how_to_check: str = "`lspm verify` with the directory of this file recomputes every number"
+    disagreement: DisagreementBound | None = None
+    """Of the default point, and only of `regret`: a certificate of `disagreement` bounds it by alpha."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Certificate":

@@ -35,7 +35,7 @@ from lspm_ray.models.directory import load_tokenizer
 from lspm_ray.progress import Report
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan
 from lspm_ray.selection.points import PointSet, certify
-from lspm_ray.selection.select import STAGE, SelectConfig
+from lspm_ray.selection.select import STAGE, SelectConfig, disagreement_bound, limit_of
 from lspm_ray.selection.verify import Evidence, expected_numbers, path_of, refitted, tried_last
 from lspm_ray.tasks import Task
 
@@ -236,11 +236,16 @@ def _issue(
     scorer = evidence.scorer(old)
     path = path_of(new, selection.scores(scorer))
     last_is_full, checked = tried_last(new) == FULL, bool(scorer.checks)
-    walked = calibration.walk(old.risk, calibration.scores(scorer), path, last_is_full=last_is_full, checked=checked)
+    scores = calibration.scores(scorer)
+    walked = calibration.walk(old.risk, scores, path, last_is_full=last_is_full, checked=checked)
     found = certify(walked, config.wanted(evidence.plan.labels), evidence.plan.labels)
+    points = _points(found, alone=new.last is None)
+    default = next(point for point in points if point.default)
+    bound = disagreement_bound(calibration, scores >= limit_of(default), len(path)) if old.risk == "regret" else None
     return new.model_copy(
         update={
-            "points": _points(found, alone=new.last is None),
+            "points": points,
+            "disagreement": bound,
             "multiplicity": found.multiplicity,
             "left_out": found.left_out,
             "calibration_rows": walked.rows,

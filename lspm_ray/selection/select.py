@@ -29,7 +29,16 @@ from lspm_ray.progress import Report
 from lspm_ray.selection.break_even import BreakEven, break_even
 from lspm_ray.selection.conformal import ConformalConfig, LabelSets, coverage, fit_label_sets, stage_level
 from lspm_ray.selection.options import Option, Priced, Promise, Rows, broken_limits, choose, estimate
-from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan, PlanStage
+from lspm_ray.selection.plan import (
+    CERTIFICATE_FILE,
+    PLAN_FILE,
+    Certificate,
+    DisagreementBound,
+    ModelRef,
+    OperatingPoint,
+    Plan,
+    PlanStage,
+)
 from lspm_ray.selection.points import DEFAULT_SHARE, Wanted, certify, check_rows, curve, tied_path
 from lspm_ray.selection.risk import ACCEPT_ALL, Certified, RiskKind, cascade_cost, upper_bound
 from lspm_ray.selection.scorer import SCORER_FILE, Scorer, digest_of_state, load_state
@@ -44,6 +53,8 @@ OPTIONS_FILE = "options.json"
 BREAK_EVEN_FILE = "break_even.json"
 FORGETTING_FILE = "forgetting.json"
 CALIBRATION_FILE = "calibration.json"
+DISAGREEMENT_DELTA = 0.005
+"""Chance that `Certificate.disagreement` is too small. Only its logarithm counts: a larger one would gain little."""
 _TRAINING_ROWS = 20_000
 """Training rows that validators learn from, evenly spaced: enough for what familiarity looks at."""
 
@@ -382,6 +393,9 @@ class _Decision:
             data=_ref("data", self.data),
             profile=_ref("profile", self.measured),
             hardware=hardware(),
+            disagreement=disagreement_bound(calibration, scores >= limit_of(point), len(path))
+            if config.risk == "regret"
+            else None,
         )
         return self._plan(certificate, cost, reasons), certificate
 
@@ -600,6 +614,23 @@ def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any], texts: list
         raise CertificateError("outputs of the models are not about the same rows", field=split)
     first, last, full = (logits for _, _, logits in read)
     return Rows(read[0][1], first, last, full, inputs, texts)
+
+
+def disagreement_bound(
+    calibration: Rows, accepted: NDArray[np.bool_], thresholds: int, delta: float = DISAGREEMENT_DELTA
+) -> DisagreementBound:
+    """How often answers may differ from full's, with confidence 1 - `delta`; see `DisagreementBound`.
+
+    Args:
+        calibration: the rows that the threshold was chosen on.
+        accepted: bool [rows], at that threshold.
+        thresholds: how many it was chosen from.
+        delta: chance that the bound is too small.
+    """
+    n = len(calibration.labels)
+    losses = round(calibration.risk("disagreement", accepted) * n)
+    level = upper_bound(losses, n, delta / thresholds)
+    return DisagreementBound(losses=losses, rows=n, thresholds=thresholds, delta=delta, level=level)
 
 
 def inputs_of(data: Artifact, split: str) -> list[Any]:

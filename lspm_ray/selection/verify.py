@@ -34,6 +34,7 @@ from lspm_ray.selection.select import (
     SelectConfig,
     came_true,
     certified_scorer,
+    disagreement_bound,
     inputs_of,
     label_sets,
     label_sets_came_true,
@@ -314,6 +315,12 @@ def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]
     except CertificateError as error:
         yield Check(what="certified again", found=str(error), stated="certified", ok=False)
         return
+    if found.default is not None:
+        again_bound = None
+        if certificate.risk == "regret":
+            accepted = calibration.scores(scorer) >= limit_of(found.default)
+            again_bound = disagreement_bound(calibration, accepted, len(path))
+        yield compare("disagreement", dump(again_bound), dump(certificate.disagreement))
     yield compare("multiplicity", found.multiplicity, certificate.multiplicity)
     yield compare("risk levels left out", found.left_out, certificate.left_out)
     by_alpha = {point.alpha: point.model_dump(mode="json") for point in found.points}

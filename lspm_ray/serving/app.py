@@ -9,9 +9,9 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from lspm_ray.config import Config
-from lspm_ray.serving.bundle import load_bundle
-from lspm_ray.serving.config import ReplicaConfig, ServeConfig, is_inline
-from lspm_ray.serving.deployments import Ingress, VariantReplica
+from lspm_ray.serving.bundle import check_not_revoked, load_bundle
+from lspm_ray.serving.config import ReplicaConfig, ServeConfig, is_inline, serves_full, why_unaudited
+from lspm_ray.serving.deployments import AUDIT, FULL, AuditReplica, Ingress, VariantReplica
 
 _SPARE_REQUESTS = 64
 """Beyond the router's own limit, so that its JSON answer and not Ray's text says that too much is waiting."""
@@ -38,7 +38,9 @@ def build(args: dict[str, Any]) -> Any:
         CertificateError: see `load_bundle`.
     """
     settings = BuildArgs.parse(args)
-    plan = load_bundle(settings.plan).plan
+    bundle = load_bundle(settings.plan)
+    check_not_revoked(bundle, settings.serve)
+    plan, certificate = bundle.plan, bundle.certificate
     config = settings.serve.model_dump(mode="json")
     variant = serve.deployment(VariantReplica)
     handles: dict[str, DeploymentHandle] = {}
@@ -46,6 +48,13 @@ def build(args: dict[str, Any]) -> Any:
         if index > 0 or not is_inline(plan, settings.serve):
             options = variant_options(stage.model.name, settings.serve)
             handles[str(index)] = variant.options(**options).bind(settings.plan, index, config)
+    if certificate is not None and why_unaudited(plan, certificate, settings.serve) is None:
+        if not serves_full(plan, certificate):
+            options = variant_options(certificate.full.name, settings.serve)
+            handles[FULL] = variant.options(**options).bind(settings.plan, None, config)
+        handles[AUDIT] = (
+            serve.deployment(AuditReplica).options(**audit_options(settings.serve)).bind(settings.plan, config)
+        )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**ingress_options(settings.serve))
     return ingress.bind(settings.plan, config, handles)
 
@@ -59,6 +68,20 @@ def variant_options(name: str, config: ServeConfig) -> dict[str, Any]:
         "max_queued_requests": 4 * calls,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=config.limits.retry_after_s),
         **_common(config.variant, config),
+    }
+
+
+def audit_options(config: ServeConfig) -> dict[str, Any]:
+    """Deployment options of the one who keeps the audit's ledger: there is never a second one."""
+    return {
+        "name": "audit",
+        "num_replicas": 1,
+        "max_ongoing_requests": 64,
+        "ray_actor_options": {"num_cpus": 0},
+        "graceful_shutdown_timeout_s": config.graceful_shutdown_s,
+        "max_constructor_retry_count": 2,
+        "max_surge_percent": 0,
+        "logging_config": LoggingConfig(enable_access_log=False),
     }
 
 

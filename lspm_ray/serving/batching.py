@@ -68,6 +68,11 @@ class Batcher(Generic[T, R]):
         """Seconds that what is waiting will take, by what rows took lately; 0 before the first call has ended."""
         return self.waiting_rows * self._row_s
 
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing is computed."""
+        return not self._queue and not self._running
+
     async def submit(self, rows: Sequence[T]) -> R:
         """The result for `rows`, computed together with others'.
 

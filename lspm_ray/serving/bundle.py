@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lspm_ray.artifact import Artifact, open_artifact, open_beside
+from lspm_ray.audit.keeper import Place
+from lspm_ray.audit.ledger import Revocation
 from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
 from lspm_ray.selection.check import agreement, arithmetic
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
 from lspm_ray.selection.scorer import SCORER_FILE, load_state
+from lspm_ray.serving.config import ServeConfig, why_unaudited
 from lspm_ray.validators import State
 
 if TYPE_CHECKING:
@@ -28,13 +31,26 @@ class Bundle:
         plan: what to serve.
         certificate: what it promises; None when the full model serves alone.
         models: the artifact of each stage.
+        artifact: the select artifact.
         state: what validator and checks have learnt.
     """
 
     plan: Plan
     certificate: Certificate | None
     models: list[Artifact]
+    artifact: Artifact
     state: State = default(default_factory=dict)
+
+    def full_model(self) -> Artifact:
+        """The model that the certificate compares answers with; the plan need not serve it.
+
+        Raises:
+            ArtifactError: it is missing, or another one than the certificate's.
+            CertificateError: there is no certificate.
+        """
+        if self.certificate is None:
+            raise CertificateError("the full model serves alone: there is nothing to compare it with")
+        return _open_model(self.certificate.full, self.artifact)
 
     def directory(self, stage: int) -> Path:
         """Verified local model directory of a stage.
@@ -61,12 +77,24 @@ class Bundle:
             ArtifactError: see `directory`.
             CertificateError: its labels are not the plan's.
         """
+        return self._load(self.plan.stages[stage].model.name, self.directory(stage), threads, gpu)
+
+    def full_predictor(self, threads: int, gpu: bool = False) -> Predictor:
+        """The loaded full model.
+
+        Raises:
+            ArtifactError: see `full_model`.
+            CertificateError: its labels are not the plan's.
+        """
+        return self._load("full", self.full_model().local(), threads, gpu)
+
+    def _load(self, name: str, directory: Path, threads: int, gpu: bool) -> Predictor:
         from lspm_ray.inference.predictor import load_predictor
 
-        predictor = load_predictor(self.directory(stage), threads, gpu)
+        predictor = load_predictor(directory, threads, gpu)
         if predictor.labels != self.plan.labels:
             raise CertificateError(
-                f"model {self.plan.stages[stage].model.name} has other labels than the plan",
+                f"model {name} has other labels than the plan",
                 field="labels",
                 value=predictor.labels,
                 valid=self.plan.labels,
@@ -102,7 +130,35 @@ def load_bundle(plan_uri: str) -> Bundle:
     if certificate is not None:
         learnt = artifact.read_bytes(SCORER_FILE) if SCORER_FILE in artifact.manifest.files else None
         state = load_state(learnt, certificate.scorer_digest)
-    return Bundle(plan, certificate, [_open_model(stage.model, artifact) for stage in plan.stages], state)
+    return Bundle(plan, certificate, [_open_model(stage.model, artifact) for stage in plan.stages], artifact, state)
+
+
+def revocation(bundle: Bundle) -> Revocation | None:
+    """Why the audit has revoked the certificate; None where it has not.
+
+    Raises:
+        AuditError: the audit's ledger is damaged.
+    """
+    return None if bundle.certificate is None else Place.of(bundle.certificate, bundle.artifact).load().revoked
+
+
+def check_not_revoked(bundle: Bundle, config: ServeConfig) -> None:
+    """Refuse a plan whose certificate the audit has revoked, unless the audit runs: then the full model answers all.
+
+    Raises:
+        CertificateError: says what the audit found.
+        AuditError: the audit's ledger is damaged.
+    """
+    why = why_unaudited(bundle.plan, bundle.certificate, config)
+    if why is None or bundle.certificate is None:
+        return
+    revoked = revocation(bundle)
+    if revoked is not None:
+        raise CertificateError(
+            f"the audit has revoked the certificate ({revoked.sentence()}), and now {why}",
+            field="serve.audit",
+            hint="With the audit on, the full model answers everything; or run `lspm select` again with fresh rows",
+        )
 
 
 def check_certificate(plan: Plan, certificate: Certificate | None) -> None:

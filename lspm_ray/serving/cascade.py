@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.corpus.clean import normalize
-from lspm_ray.evaluation.calibration import probabilities
+from lspm_ray.evaluation.calibration import Calibrator, probabilities
 from lspm_ray.selection.conformal import names as label_set_names
 from lspm_ray.selection.plan import Plan
 from lspm_ray.selection.scorer import Scorer
@@ -30,7 +30,8 @@ Logits = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Awaitable[list[Encoded]]]
 Stage = Callable[[Sequence[Encoded]], Awaitable[Logits]]
 Reason = str
-"""Why an answer is escalated: `low_score`, `invalid_output`, `error`, `timeout`, `requested`, or what a check says."""
+"""Why an answer is escalated: `low_score`, `invalid_output`, `error`, `timeout`, `requested` (the request asked for
+full), `revoked` (the certificate no longer holds), or what a check says."""
 Cause = Literal["queue", "budget", "deadline"]
 
 _log = logging.getLogger(__name__)
@@ -324,6 +325,23 @@ class Rules:
         return Verdicts(inputs, np.full((rows, labels), np.nan), np.full(rows, np.nan), [reason] * rows)
 
 
+@dataclass(frozen=True)
+class Full:
+    """The full model, which answers everything once the certificate is revoked.
+
+    Attributes:
+        name: of the model.
+        temperature: divides its logits before the softmax.
+        stage: computes its logits.
+        calibrator: what follows the temperature; None for nothing.
+    """
+
+    name: str
+    temperature: float
+    stage: Stage
+    calibrator: Calibrator | None = None
+
+
 class Cascade:
     """Runs the rules over the functions that compute.
 
@@ -353,6 +371,20 @@ class Cascade:
         self.first_timeout_s = first_timeout_s
         self.gate = gate
         self.max_alpha = max_alpha
+        self._full: Full | None = None
+
+    def revoke(self, full: Full) -> None:
+        """The certificate no longer holds: from now on the full model answers everything."""
+        self._full = full
+
+    def check(self, needs: Needs) -> None:
+        """Refuse what cannot be given, before any work; the full model, which answers all once revoked, gives anything.
+
+        Raises:
+            NotServed: says what is not there.
+        """
+        if self._full is None:
+            self.rules.check(needs)
 
     async def answer(self, texts: Sequence[str], needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
         """An answer for each text, in order.
@@ -366,7 +398,7 @@ class Cascade:
             QueueFull: there is no capacity, not even for the most lenient point.
             StageDown: the stage with the last word gave no usable output for some text.
         """
-        self.rules.check(needs)
+        self.check(needs)
         verdicts = await (self.skip(texts) if needs.full else self.judge(texts))
         return await self.finish(verdicts, needs)
 
@@ -388,8 +420,10 @@ class Cascade:
             StageDown: the only stage failed.
         """
         inputs = await self.encode(texts)
+        if self._full is not None:
+            return self.rules.refuse(inputs, "revoked")
         if self.rules.alone:
-            return self.rules.judge(inputs, await self._last(inputs), texts)
+            return self.rules.judge(inputs, await self._ask(self._final, inputs), texts)
         try:
             async with asyncio.timeout(self.first_timeout_s):
                 logits = await self.stages[0](inputs)
@@ -412,78 +446,92 @@ class Cascade:
             QueueFull: what even the most lenient point escalates cannot be taken.
             StageDown: the last stage gave no usable output.
         """
-        ladder = self.rules.ladder(Needs() if needs.full else needs, self.max_alpha)
-        if self.rules.alone:
-            return self._answers(verdicts, verdicts, ladder)
+        revoked = [reason == "revoked" for reason in verdicts.reasons]
+        ladder = self.rules.ladder(Needs() if needs.full or all(revoked) else needs, self.max_alpha)
         refused, rows = QueueFull("no point was tried"), len(verdicts) + 1
         for rung in ladder:
-            decided = self.rules.decide(verdicts, rung)
-            rest = [row for row, reason in enumerate(decided.reasons) if reason is not None]
+            decided = verdicts if self.rules.alone else self.rules.decide(verdicts, rung)
+            escalated = [self._escalates(reason) for reason in decided.reasons]
+            rest = np.flatnonzero(escalated).tolist()
             if len(rest) == rows:
                 continue  # a point that helps none of these texts
-            rows = len(rest)
+            rows, final = len(rest), self._final
             try:
-                return self._answers(verdicts, await self._escalated(decided, rest, needs), ladder)
+                return self._answers(verdicts, await self._escalated(decided, rest, needs, final), ladder, final)
             except QueueFull as error:
                 refused = error
         raise refused
 
-    async def _escalated(self, verdicts: Verdicts, rest: Sequence[int], needs: Needs) -> Verdicts:
-        """With the last stage's probabilities in the rows of `rest`."""
+    def _escalates(self, reason: Reason | None) -> bool:
+        """Whether the model with the last word answers: of a single model's own answers only those after its end."""
+        return reason is not None and (not self.rules.alone or reason == "revoked")
+
+    async def _escalated(self, verdicts: Verdicts, rest: Sequence[int], needs: Needs, final: Full) -> Verdicts:
+        """With the last model's probabilities in the rows of `rest`."""
         if not rest:
             return verdicts
-        if self.gate is not None:
-            self.gate.enter(len(rest), needs.deadline)
+        # The gate knows the queue of the plan's own last model.
+        gate = self.gate if final.name == self.rules.plan.stages[-1].model.name else None
+        if gate is not None:
+            gate.enter(len(rest), needs.deadline)
         try:
-            logits = await self._last([verdicts.inputs[row] for row in rest])
+            logits = await self._ask(final, [verdicts.inputs[row] for row in rest])
         except QueueFull:
-            if self.gate is not None:
-                self.gate.give_back(len(rest))
+            if gate is not None:
+                gate.give_back(len(rest))
             raise
-        last, found = self.rules.plan.stages[-1], verdicts.probabilities.copy()
-        found[rest] = probabilities(logits, last.temperature, last.calibrator)
+        found = verdicts.probabilities.copy()
+        found[rest] = probabilities(logits, final.temperature, final.calibrator)
         return replace(verdicts, probabilities=found)
 
-    async def _last(self, inputs: Sequence[Encoded]) -> Logits:
-        logits = await self.stages[-1](inputs)
+    @property
+    def _final(self) -> Full:
+        """The model with the last word."""
+        last = self.rules.plan.stages[-1]
+        return self._full or Full(last.model.name, last.temperature, self.stages[-1], last.calibrator)
+
+    async def _ask(self, model: Full, inputs: Sequence[Encoded]) -> Logits:
+        logits = await model.stage(inputs)
         if not usable(logits, len(inputs), len(self.rules.plan.labels)).all():
-            raise StageDown(f"{self.rules.plan.stages[-1].model.name} returned an output that is not usable")
+            raise StageDown(f"{model.name} returned an output that is not usable")
         return logits
 
-    def _answers(self, judged: Verdicts, decided: Verdicts, ladder: Sequence[Rung]) -> list[CascadeAnswer]:
-        plan, alone = self.rules.plan, self.rules.alone
-        first, last = plan.stages[0].model.name, plan.stages[-1].model.name
+    def _answers(self, judged: Verdicts, decided: Verdicts, ladder: Sequence[Rung], final: Full) -> list[CascadeAnswer]:
+        plan, first = self.rules.plan, self.rules.plan.stages[0].model.name
         found = self.rules.task.decode(decided.probabilities, plan.labels)
-        sets = self._label_sets(decided)
+        sets = self._label_sets(decided, final)
         # The strictest point of the ladder under which each score is accepted.
         needed = np.argmax([accept(judged.scores, rung.threshold) for rung in ladder], axis=0)
         answers = []
         for row, (answer, score, reason, rung) in enumerate(
             zip(found, decided.scores, decided.reasons, needed, strict=True)
         ):
-            accepted = reason is None or alone
+            accepted = not self._escalates(reason)
             answers.append(
                 CascadeAnswer(
                     label=answer.label,
                     probability=answer.probability,
-                    variant=first if accepted else last,
+                    variant=first if accepted else final.name,
                     escalated=not accepted,
                     validator_score=None if np.isnan(score) else float(score),
-                    reason=None if alone else reason,
-                    alpha=None if reason == "requested" else ladder[rung if accepted else 0].alpha,
+                    reason=None if accepted else reason,
+                    alpha=None if reason in ("requested", "revoked") else ladder[rung if accepted else 0].alpha,
                     degraded=accepted and rung > 0,
                     label_set=sets[row],
                 )
             )
         return answers
 
-    def _label_sets(self, verdicts: Verdicts) -> list[tuple[str, ...] | None]:
-        """By the stage that answered."""
+    def _label_sets(self, verdicts: Verdicts, final: Full) -> list[tuple[str, ...] | None]:
+        """By the stage that answered; a full model that is no stage of the plan has none."""
         plan, found = self.rules.plan, verdicts.probabilities
-        escalated = np.array([not self.rules.alone and reason is not None for reason in verdicts.reasons])
+        escalated = np.array([self._escalates(reason) for reason in verdicts.reasons])
         sets: list[tuple[str, ...] | None] = [None] * len(verdicts)
-        for stage, rows in ((plan.stages[0], ~escalated), (plan.stages[-1], escalated)):
-            if stage.label_sets is not None and rows.any():
+        for stage, name, rows in (
+            (plan.stages[0], plan.stages[0].model.name, ~escalated),
+            (plan.stages[-1], final.name, escalated),
+        ):
+            if stage.label_sets is not None and stage.model.name == name and rows.any():
                 some = label_set_names(stage.label_sets.members(found[rows]), found[rows], plan.labels)
                 for row, named in zip(np.flatnonzero(rows).tolist(), some, strict=True):
                     sets[row] = named

@@ -5,8 +5,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from lspm_ray.audit.config import AuditConfig
 from lspm_ray.config import Config
-from lspm_ray.selection.plan import Plan
+from lspm_ray.selection.plan import Certificate, Plan
 
 
 class ReplicaConfig(Config):
@@ -111,6 +112,7 @@ class ServeConfig(Config):
             would cost more than its answer.
         hang_s: a model that computes one batch for longer than this has its replica replaced.
         graceful_shutdown_s: time a replica has to finish its requests when it is replaced.
+        audit: how live traffic is watched.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -127,6 +129,7 @@ class ServeConfig(Config):
     inline_latency_ms: float = Field(default=2.0, ge=0)
     hang_s: float = Field(default=60.0, gt=0)
     graceful_shutdown_s: float = Field(default=10.0, gt=0)
+    audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
@@ -167,3 +170,19 @@ class OfflineConfig(Config):
 def is_inline(plan: Plan, config: ServeConfig) -> bool:
     """The first stage is loaded inside the ingress."""
     return plan.stages[0].batch_1_latency_ms <= config.inline_latency_ms
+
+
+def serves_full(plan: Plan, certificate: Certificate) -> bool:
+    """The plan's last stage is the model that answers are compared with."""
+    return plan.stages[-1].model.digest == certificate.full.digest
+
+
+def why_unaudited(plan: Plan, certificate: Certificate | None, config: ServeConfig) -> str | None:
+    """Why live traffic is not audited; None when it is."""
+    if certificate is None:
+        return "the full model serves alone: there is no certificate to audit"
+    if config.audit.share == 0:
+        return "serve.audit.share is 0"
+    if not serves_full(plan, certificate) and not config.audit.deploy_full:
+        return "the plan does not serve the full model, and serve.audit.deploy_full is false"
+    return None

@@ -8,8 +8,8 @@ from typing import Any
 from lspm_ray.cluster import preflight, totals
 from lspm_ray.errors import ResourceError, UserError
 from lspm_ray.selection.plan import Plan
-from lspm_ray.serving.bundle import load_bundle
-from lspm_ray.serving.config import ServeConfig, is_inline
+from lspm_ray.serving.bundle import Bundle, load_bundle
+from lspm_ray.serving.config import ServeConfig, is_inline, serves_full, why_unaudited
 from lspm_ray.serving.render import render
 
 NO_PROGRESS_TIMEOUT_S = 180.0
@@ -52,7 +52,7 @@ def deploy(
     document = render(plan_uri, config)
     bundle = load_bundle(plan_uri)
     bundle.verify()
-    check_resources(bundle.plan, config, totals())
+    check_resources(bundle.plan, config, totals(), audits_full(bundle, config))
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
@@ -79,13 +79,20 @@ def deploy(
     return url(config)
 
 
-def check_resources(plan: Plan, config: ServeConfig, have: dict[str, float]) -> None:
+def audits_full(bundle: Bundle, config: ServeConfig) -> bool:
+    """The full model is deployed although the plan does not serve it: for the audit, and for after a revocation."""
+    certificate = bundle.certificate
+    audited = why_unaudited(bundle.plan, certificate, config) is None
+    return audited and certificate is not None and not serves_full(bundle.plan, certificate)
+
+
+def check_resources(plan: Plan, config: ServeConfig, have: dict[str, float], audits_full: bool = False) -> None:
     """Refuse an endpoint that the cluster can never hold.
 
     Raises:
         ResourceError: says what it needs, what there is and what to lower.
     """
-    check_fits(len(plan.stages) - is_inline(plan, config), config, have)
+    check_fits(len(plan.stages) - is_inline(plan, config) + audits_full, config, have)
 
 
 def check_fits(models: int, config: ServeConfig, have: dict[str, float]) -> None:

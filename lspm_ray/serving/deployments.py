@@ -9,7 +9,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.metrics import Counter
+from ray.serve.metrics import Counter, Gauge
 
+from lspm_ray.audit.keeper import Keeper, Place, Report, Standing, made_reference
+from lspm_ray.serving.auditor import Auditor
 from lspm_ray.serving.budget import Budget
 from lspm_ray.serving.bundle import Bundle, load_bundle
-from lspm_ray.serving.cascade import Logits, QueueFull, Rules, Stage, StageDown, usable
-from lspm_ray.serving.config import ReplicaConfig, ServeConfig
+from lspm_ray.serving.cascade import Full, Logits, QueueFull, Rules, Stage, StageDown, usable
+from lspm_ray.serving.config import ReplicaConfig, ServeConfig, why_unaudited
 from lspm_ray.serving.engine import Encoder, Engine, LocalStage
 from lspm_ray.serving.metrics import FAMILIES, Growth, Metrics
 from lspm_ray.serving.router import build_api
@@ -37,6 +40,9 @@ _log = logging.getLogger("ray.serve")
 _PING_TIMEOUT_S = 2.0
 _READY_CACHE_S = 1.0
 _EXPORT_S = 5.0
+_KEEPER_TIMEOUT_S = 30.0
+AUDIT, FULL = "audit", "full"
+"""Handles beside those of the stages: the audit's keeper, and the full model where the plan does not serve it."""
 
 
 def pack(inputs: Sequence[Encoded]) -> Packed:
@@ -123,14 +129,15 @@ class VariantReplica:
 
     Args:
         plan_uri: the select artifact.
-        stage: which of the plan's stages.
+        stage: which of the plan's stages; None for the full model, where no stage is it.
         config: the `ServeConfig`, as JSON values.
     """
 
-    def __init__(self, plan_uri: str, stage: int, config: dict[str, Any]) -> None:
+    def __init__(self, plan_uri: str, stage: int | None, config: dict[str, Any]) -> None:
         settings = ServeConfig.parse(config)
         bundle = load_bundle(plan_uri)
-        predictor = bundle.predictor(stage, settings.variant.threads, settings.variant.gpus > 0)
+        threads, gpu = settings.variant.threads, settings.variant.gpus > 0
+        predictor = bundle.full_predictor(threads, gpu) if stage is None else bundle.predictor(stage, threads, gpu)
         warm_up(bundle, predictor.predict([np.zeros(8, dtype=np.int64)]), stage)
         self._stage = LocalStage(predictor)
         self._joins_rows = predictor.joins_rows
@@ -161,13 +168,74 @@ class VariantReplica:
         check_busy(self._stage, self._hang_s)
 
 
+class AuditReplica:
+    """Keeps the ledger of the audit; Ray Serve sees to it that there is one, and starts it again if it dies.
+
+    Args:
+        plan_uri: the select artifact.
+        config: the `ServeConfig`, as JSON values.
+    """
+
+    def __init__(self, plan_uri: str, config: dict[str, Any]) -> None:
+        settings = ServeConfig.parse(config)
+        bundle = load_bundle(plan_uri)
+        certificate = bundle.certificate
+        assert certificate is not None  # noqa: S101 - `build` deploys no audit without one
+        place = Place.of(certificate, bundle.artifact)
+        reference, why = made_reference(place, certificate, bundle.artifact)
+        if reference is None:
+            _log.warning("audit: %s", why)
+        self._keeper = Keeper(place, certificate, settings.audit.delta, time.time, reference)
+        self._every_s = settings.audit.sync_s
+        self._flushed = -np.inf
+
+    async def report(self, given: dict[str, Any]) -> dict[str, Any]:
+        """See `Keeper.report`; a revocation is on disk before anybody hears of it."""
+        was_revoked = self._keeper.ledger.revoked is not None
+        standing = self._keeper.report(Report.parse(given))
+        urgent = standing.revoked is not None and not was_revoked
+        if urgent or time.monotonic() - self._flushed > self._every_s:
+            self._flushed = time.monotonic()
+            await asyncio.to_thread(self._keeper.flush)
+        return standing.model_dump(mode="json")
+
+    async def status(self) -> dict[str, Any]:
+        """See `Keeper.status`."""
+        return self._keeper.status().model_dump(mode="json")
+
+    def __del__(self) -> None:
+        self._keeper.flush()
+
+
+class RemoteKeeper:
+    """The keeper in another deployment.
+
+    Args:
+        handle: of its deployment.
+    """
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def report(self, given: Report) -> Standing:
+        """See `Keeper.report`."""
+        async with asyncio.timeout(_KEEPER_TIMEOUT_S):
+            return Standing.parse(await self._handle.report.remote(given.model_dump(mode="json")))
+
+    async def status(self) -> dict[str, Any]:
+        """See `Keeper.status`."""
+        async with asyncio.timeout(_KEEPER_TIMEOUT_S):
+            found: dict[str, Any] = await self._handle.status.remote()
+        return found
+
+
 class Ingress:
     """The HTTP interface, the router, and the models that are fast enough to live beside it.
 
     Args:
         plan_uri: the select artifact.
         config: the `ServeConfig`, as JSON values.
-        handles: by stage, the deployment that holds it; stages without one are loaded here.
+        handles: by stage, the deployment that holds it; stages without one are loaded here. Also `AUDIT` and `FULL`.
     """
 
     def __init__(self, plan_uri: str, config: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
@@ -187,10 +255,15 @@ class Ingress:
                 stages.append(self._remote[-1])
         budget = settings.escalation_budget(bundle.plan)
         metrics = Metrics(serve.get_replica_context().replica_id.unique_id)
+        encoder = Encoder(Rules.of(bundle.plan).task, bundle.tokenizer())
+        full: Full | None = None
+        if FULL in handles:
+            self._remote.append(RemoteStage(FULL, handles[FULL], settings.max_batch_size))
+            full = Full(FULL, 1.0, self._remote[-1])
         self._engine = Engine(
             bundle.plan,
             bundle.certificate,
-            Encoder(Rules.of(bundle.plan).task, bundle.tokenizer()),
+            encoder,
             stages,
             limits=settings.limits,
             metrics=metrics,
@@ -203,6 +276,8 @@ class Ingress:
             budget=Budget(*budget) if budget else None,
             max_alpha=settings.escalation.max_alpha,
             state=bundle.state,
+            full=full,
+            audit=lambda end, idle: audit(bundle, settings, handles, encoder, metrics, end, idle),
         )
         RayExport(metrics)
         gc.collect()
@@ -232,14 +307,42 @@ class Ingress:
             check_busy(stage, self._hang_s)
 
 
-def warm_up(bundle: Bundle, logits: Logits, stage: int) -> None:
+def audit(
+    bundle: Bundle,
+    settings: ServeConfig,
+    handles: dict[str, DeploymentHandle],
+    encoder: Encoder,
+    metrics: Metrics,
+    full: Full,
+    idle: Callable[[], bool],
+) -> Auditor | str:
+    """The router's auditor, which knows of an earlier revocation before the first answer; or why there is none."""
+    why = why_unaudited(bundle.plan, bundle.certificate, settings)
+    if why is not None or bundle.certificate is None:
+        return why or ""
+    place = Place.of(bundle.certificate, bundle.artifact)
+    return Auditor(
+        settings.audit,
+        uuid.uuid4().hex,
+        Rules.of(bundle.plan),
+        encoder,
+        full,
+        idle,
+        RemoteKeeper(handles[AUDIT]),
+        metrics,
+        revoked=place.load().revoked,
+    )
+
+
+def warm_up(bundle: Bundle, logits: Logits, stage: int | None) -> None:
     """Refuse a model whose very first output is not usable.
 
     Raises:
         StageDown: names the model.
     """
     if not usable(logits, 1, len(bundle.plan.labels)).all():
-        raise StageDown(f"{bundle.plan.stages[stage].model.name} returned an output that is not usable")
+        name = FULL if stage is None else bundle.plan.stages[stage].model.name
+        raise StageDown(f"{name} returned an output that is not usable")
 
 
 def check_busy(stage: LocalStage, hang_s: float) -> None:
@@ -264,7 +367,9 @@ class RayExport:
 
     def __init__(self, metrics: Metrics) -> None:
         self._growth = Growth(metrics)
+        self._metrics = metrics
         self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
         threading.Thread(target=self._run, name="metrics", daemon=True).start()
 
     def _run(self) -> None:
@@ -280,3 +385,7 @@ class RayExport:
                 keys = tuple(key for key, _ in labels)
                 self._counters[name] = Counter(name.removesuffix("_total"), FAMILIES.get(name, name), keys)
             self._counters[name].inc(added, dict(labels))
+        for name, labels, value in list(self._metrics.gauges()):
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(name, FAMILIES[name], tuple(key for key, _ in labels))
+            self._gauges[name].set(value, dict(labels))

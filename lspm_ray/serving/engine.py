@@ -2,20 +2,24 @@
 
 import asyncio
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lspm_ray.audit.ledger import Feedback
 from lspm_ray.inference.predictor import Predictor
 from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.serving.auditor import Auditor, Matched
 from lspm_ray.serving.batching import Batcher
 from lspm_ray.serving.budget import Budget, Gate, check_deadline
 from lspm_ray.serving.cascade import (
     NO_NEEDS,
     Cascade,
     CascadeAnswer,
+    Full,
     Logits,
     Needs,
     Rules,
@@ -39,6 +43,7 @@ LONG_CHARACTERS = 20_000
 """Requests longer than this do not share a batch with others, who would have to wait for them."""
 
 NotReady = Callable[[], Awaitable[str | None]]
+MakeAuditor = Callable[[Full, Callable[[], bool]], Auditor | str]
 
 
 class LocalStage:
@@ -125,6 +130,8 @@ class Engine:
         budget: of rows that may be sent to the last of two stages; None for no limit but that of the queue.
         max_alpha: overload leads to no more lenient point than this; None: to every certified one.
         state: what validator and checks have learnt.
+        full: the full model, where it is not the plan's last one.
+        audit: makes the auditor, given the full model and whether it has nothing to do; it may say why there is none.
     """
 
     def __init__(
@@ -145,6 +152,8 @@ class Engine:
         budget: Budget | None = None,
         max_alpha: float | None = None,
         state: State | None = None,
+        full: Full | None = None,
+        audit: MakeAuditor | None = None,
     ) -> None:
         self.plan = plan
         self.certificate = certificate
@@ -156,13 +165,22 @@ class Engine:
         self._cascade = Cascade(
             Rules.of(plan, state), encode, [*stages[:-1], last.submit], first_timeout_s, gate=gate, max_alpha=max_alpha
         )
+        self._audit: Auditor | str = "no audit: the plan has no certificate" if certificate is None else "no audit"
+        if audit is not None:
+            behind = last if full is None else Batcher[Encoded, Logits](full.stage, max_batch_size, calls, max_waiting)
+            own = plan.stages[-1]
+            end = full or Full(own.model.name, own.temperature, stages[-1], own.calibrator)
+            self._audit = audit(end, lambda: behind.idle)
+            if isinstance(self._audit, Auditor):
+                batched = dataclasses.replace(end, stage=behind.submit)
+                self._audit.on_revoked(lambda: self._cascade.revoke(batched))
         self._first: Batcher[str, Verdicts] = Batcher(
             self._cascade.judge, max_batch_size, 1 if first_is_local else calls, max_waiting
         )
 
     async def answer(self, texts: Sequence[str], needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
         """See `Core.answer`."""
-        self._cascade.rules.check(needs)
+        self._cascade.check(needs)
         if not needs.full:
             check_deadline(self._first.wait_s(), self._first.waiting_rows, needs.deadline, _now)
         return await self._cascade.finish(await self._judge(texts, needs), needs)
@@ -176,6 +194,36 @@ class Engine:
         if needs.full and not self._cascade.rules.alone:
             return await self._cascade.skip(cleaned)
         return await (self._cascade.judge(cleaned) if long else self._first.submit(cleaned))
+
+    @property
+    def certificate_id(self) -> str | None:
+        """See `Core.certificate_id`."""
+        return None if isinstance(self._audit, Auditor) and self._audit.revoked else self.plan.certificate_id
+
+    def start(self) -> None:
+        """See `Core.start`."""
+        if isinstance(self._audit, Auditor):
+            self._audit.start()
+
+    def answered(self, request_id: str, texts: Sequence[str], answers: Sequence[CascadeAnswer]) -> None:
+        """See `Core.answered`."""
+        if isinstance(self._audit, Auditor):
+            self._audit.observe(request_id, texts, answers)
+
+    def unanswered(self, rows: int, needs: Needs) -> None:
+        """See `Core.unanswered`."""
+        if isinstance(self._audit, Auditor) and not needs.full and needs.max_risk is None:
+            self._audit.observe_unanswered(rows)
+
+    def feedback(self, given: Sequence[Feedback]) -> list[Matched]:
+        """See `Core.feedback`."""
+        return self._audit.feedback(given) if isinstance(self._audit, Auditor) else ["unknown"] * len(given)
+
+    async def audit(self) -> dict[str, Any]:
+        """See `Core.audit`."""
+        if isinstance(self._audit, str):
+            return {"verdict": "off", "why": self._audit}
+        return await self._audit.status()
 
     async def not_ready(self) -> str | None:
         """See `Core.not_ready`."""

@@ -22,8 +22,14 @@ FAMILIES = {
     "lspm_responses_total": "HTTP responses by route and status.",
     "lspm_validator_score": "Validator scores of the first variant's answers.",
     "lspm_request_seconds": "Time from a request's headers to its response.",
+    "lspm_audit_total": "Answers by what the audit did with them: sampled, shadowed, disagreed, failed, dropped.",
+    "lspm_feedback_total": "Labels that clients sent: right, wrong, or of an unknown answer.",
+    "lspm_audit_log_wealth": "Natural logarithm of the evidence against the certificate, by loss, over all routers.",
+    "lspm_audit_drift_warnings": "Drift warnings at the moment.",
+    "lspm_certificate_revoked": "1 once the audit has revoked the certificate.",
 }
 COUNTERS = tuple(name for name in FAMILIES if name.endswith("_total"))
+GAUGES = ("lspm_audit_log_wealth", "lspm_audit_drift_warnings", "lspm_certificate_revoked")
 HISTOGRAMS = {"lspm_validator_score": SCORE_BUCKETS, "lspm_request_seconds": LATENCY_BUCKETS_S}
 
 Sample = tuple[str, tuple[tuple[str, str], ...], float]
@@ -66,6 +72,7 @@ class Metrics:
             name: defaultdict(int) for name in COUNTERS
         }
         self._histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAMS.items()}
+        self._gauges: dict[str, dict[tuple[tuple[str, str], ...], float]] = {name: {} for name in GAUGES}
 
     def answered(self, answers: Sequence[CascadeAnswer]) -> None:
         """Count the answers of one request."""
@@ -89,8 +96,22 @@ class Metrics:
         self._counters["lspm_responses_total"][("route", route), ("status", str(status))] += 1
         self._histograms["lspm_request_seconds"].observe(seconds)
 
+    def count(self, name: str, **labels: str) -> None:
+        """Add one to a counter."""
+        self._counters[name][tuple(labels.items())] += 1
+
+    def gauge(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        self._gauges[name][tuple(labels.items())] = value
+
+    def gauges(self) -> Iterator[Sample]:
+        """Every line of every gauge that was set."""
+        for name, values in self._gauges.items():
+            for labels, value in sorted(values.items()):
+                yield name, labels, value
+
     def samples(self) -> Iterator[Sample]:
-        """Every line of every family; all values only ever grow, but the sum of negative scores."""
+        """Every line of every counter and histogram; all values only ever grow, but the sum of negative scores."""
         for name, counts in self._counters.items():
             for labels, value in sorted(counts.items()):
                 yield name, labels, value
@@ -100,9 +121,10 @@ class Metrics:
     def text(self) -> str:
         """Everything in Prometheus' text format, version 0.0.4."""
         lines: list[str] = []
-        samples = list(self.samples())
+        samples = [*self.samples(), *self.gauges()]
         for family, help_ in FAMILIES.items():
-            lines += [f"# HELP {family} {help_}", f"# TYPE {family} {'counter' if family in COUNTERS else 'histogram'}"]
+            kind = "counter" if family in COUNTERS else "gauge" if family in GAUGES else "histogram"
+            lines += [f"# HELP {family} {help_}", f"# TYPE {family} {kind}"]
             for name, labels, value in samples:
                 if name == family or (family in HISTOGRAMS and name.startswith(f"{family}_")):
                     lines.append(f"{name}{self._labels(labels)} {value}")

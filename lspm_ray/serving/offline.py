@@ -14,7 +14,8 @@ from lspm_ray.artifact import open_artifact
 from lspm_ray.cluster import DATA_TASK_CPUS, preflight, totals
 from lspm_ray.corpus.config import CsvFormat, DataConfig
 from lspm_ray.corpus.sources import SourceFile
-from lspm_ray.serving.bundle import Bundle, load_bundle
+from lspm_ray.errors import CertificateError
+from lspm_ray.serving.bundle import Bundle, load_bundle, revocation
 from lspm_ray.serving.cascade import (
     Cascade,
     CascadeAnswer,
@@ -147,13 +148,15 @@ def predict_offline(
 
     Raises:
         ArtifactError: see `load_bundle`.
-        CertificateError: see `load_bundle`.
+        CertificateError: see `load_bundle`; or the audit has revoked the certificate.
         DataError: the source or target cannot be used.
         EndpointError: the plan cannot give what `config` asks for.
         ResourceError: the actors do not fit the cluster.
     """
     config = config or OfflineConfig()
-    _check_needs(load_bundle(plan_uri), config)
+    bundle = load_bundle(plan_uri)
+    _check_needs(bundle, config)
+    _check_not_revoked(bundle, config)
     path = check_target(target)
     reading = source_config(source, text_columns, csv)
     files = check_source(reading)
@@ -171,6 +174,16 @@ def _check_needs(bundle: Bundle, config: OfflineConfig) -> None:
         Rules.of(bundle.plan).check(Needs(config.max_risk, config.full))
     except NotServed as error:
         raise _refused(error) from None
+
+
+def _check_not_revoked(bundle: Bundle, config: OfflineConfig) -> None:
+    revoked = None if config.full else revocation(bundle)
+    if revoked is not None:
+        raise CertificateError(
+            f"the audit has revoked the certificate ({revoked.sentence()})",
+            field="predict",
+            hint="Let the full model answer (predict.full=true), or certify again on fresh rows (`lspm certify`)",
+        )
 
 
 def actors_for(config: OfflineConfig, have: dict[str, float]) -> int:

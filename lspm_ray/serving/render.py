@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lspm_ray.artifact import open_artifact, write_atomic
-from lspm_ray.serving.bundle import load_bundle
+from lspm_ray.serving.bundle import check_not_revoked, load_bundle
 from lspm_ray.serving.config import ServeConfig
 
 IMPORT_PATH = "lspm_ray.serving.app:build"
@@ -27,9 +27,9 @@ def render(plan_uri: str, config: ServeConfig) -> dict[str, Any]:
 
     Raises:
         ArtifactError: see `load_bundle`.
-        CertificateError: see `load_bundle`.
+        CertificateError: see `load_bundle` and `check_not_revoked`.
     """
-    load_bundle(plan_uri)
+    check_not_revoked(load_bundle(plan_uri), config)
     limits = config.limits
     application = {
         "name": config.name,

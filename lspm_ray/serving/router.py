@@ -6,7 +6,8 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -17,7 +18,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lspm_ray import __version__
+from lspm_ray.audit.ledger import Feedback
 from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.serving.auditor import Matched
 from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, Needs, NotServed, QueueFull, StageDown
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
@@ -25,6 +28,8 @@ from lspm_ray.serving.schema import (
     ApiError,
     Asked,
     ErrorBody,
+    FeedbackRequest,
+    FeedbackResponse,
     HealthResponse,
     ModelInfo,
     ModelsResponse,
@@ -32,13 +37,17 @@ from lspm_ray.serving.schema import (
     PredictResponse,
     ServedAnswer,
     empty_text,
+    parse_feedback,
     parse_request,
 )
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499
-_ROUTES = ("/v1/predict", "/v1/models", "/v1/plan", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+_ROUTES = (
+    *("/v1/predict", "/v1/models", "/v1/plan", "/v1/audit", "/v1/feedback"),
+    *("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"),
+)
 
 
 class Core(Protocol):
@@ -59,6 +68,25 @@ class Core(Protocol):
             StageDown: the model with the last word cannot be reached.
         """
 
+    @property
+    def certificate_id(self) -> str | None:
+        """What answers carry; None without a certificate, and once it is revoked."""
+
+    def start(self) -> None:
+        """Begin what runs beside the requests; the event loop runs."""
+
+    def answered(self, request_id: str, texts: Sequence[str], answers: Sequence[CascadeAnswer]) -> None:
+        """These answers are about to leave; must not take time."""
+
+    def unanswered(self, rows: int, needs: Needs) -> None:
+        """So many texts get no answer, as there was no capacity or the last model failed."""
+
+    def feedback(self, given: Sequence[Feedback]) -> list[Matched]:
+        """Take true labels in: whether each recent answer was right."""
+
+    async def audit(self) -> dict[str, Any]:
+        """How the audit stands: `verdict` is holds, revoked, off or unknown."""
+
     async def not_ready(self) -> str | None:
         """Why no requests should be sent here at the moment; None when they may be."""
 
@@ -70,8 +98,15 @@ def build_api(core: Core, *, emit_request_id: bool = True) -> FastAPI:
         core: answers.
         emit_request_id: send `x-request-id` back. Ray Serve's HTTP server does it by itself.
     """
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        core.start()
+        yield
+
     api = FastAPI(
         title="lspm_ray",
+        lifespan=running,
         version=__version__,
         description="Certified cascade: a cheap model answers, a better one answers what it cannot vouch for.",
     )
@@ -79,6 +114,7 @@ def build_api(core: Core, *, emit_request_id: bool = True) -> FastAPI:
     api.add_exception_handler(HTTPException, _http_error)
     _add_predict(api, core)
     _add_documents(api, core)
+    _add_audit(api, core)
     _add_health(api, core)
     api.add_middleware(_Envelope, metrics=core.metrics, emit_request_id=emit_request_id)
     return api
@@ -87,7 +123,6 @@ def build_api(core: Core, *, emit_request_id: bool = True) -> FastAPI:
 def _add_predict(api: FastAPI, core: Core) -> None:
     limits = core.limits
     gate = _Gate(limits)
-    certificate_id = core.plan.certificate_id
     schema = {
         "requestBody": {
             "required": True,
@@ -107,6 +142,8 @@ def _add_predict(api: FastAPI, core: Core) -> None:
             asked = parse_request(await _read(request, limits), limits)
             answers = await _answer(core, asked, arrived)
         core.metrics.answered(answers)
+        core.answered(request_id, asked.texts, answers)
+        certificate_id = core.certificate_id
         body = PredictResponse(
             answers=[_served(answer, certificate_id, request_id) for answer in answers],
             request_id=request_id,
@@ -123,7 +160,7 @@ def _add_documents(api: FastAPI, core: Core) -> None:
 
     @api.get("/v1/plan")
     async def plan() -> dict[str, Any]:
-        """The plan and its certificate, as they were written."""
+        """The plan and its certificate, as they were written, and whether that was revoked since."""
         certificate = None
         if core.certificate is not None:
             certificate = {
@@ -131,7 +168,29 @@ def _add_documents(api: FastAPI, core: Core) -> None:
                 "alpha": core.certificate.alpha,
                 **core.certificate.model_dump(mode="json"),
             }
-        return {"plan": core.plan.model_dump(mode="json"), "certificate": certificate}
+        revoked = core.plan.certificate_id is not None and core.certificate_id is None
+        return {"plan": core.plan.model_dump(mode="json"), "certificate": certificate, "revoked": revoked}
+
+
+def _add_audit(api: FastAPI, core: Core) -> None:
+    schema = {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": FeedbackRequest.model_json_schema()}},
+        }
+    }
+    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 408, 413, 415, 422)}
+
+    @api.get("/v1/audit")
+    async def audit() -> dict[str, Any]:
+        """How the audit of live traffic stands, over all routers."""
+        return await core.audit()
+
+    @api.post("/v1/feedback", response_model=FeedbackResponse, responses=errors, openapi_extra=schema)
+    async def feedback(request: Request) -> Response:
+        """True labels of texts that were answered: they show the regret that the audit cannot see by itself."""
+        given = parse_feedback(await _read(request, core.limits), core.limits, core.plan.labels)
+        return _json(FeedbackResponse(answers=core.feedback(given)))
 
 
 def _add_health(api: FastAPI, core: Core) -> None:
@@ -210,10 +269,12 @@ async def _answer(core: Core, asked: Asked, arrived: float) -> list[CascadeAnswe
     except NotServed as error:
         raise ApiError(422, "not_served", str(error), hint=error.hint, field=error.field) from None
     except QueueFull as error:
+        core.unanswered(len(texts), needs)
         core.metrics.refused(error.cause)
         code = "deadline" if error.cause == "deadline" else "overloaded"
         raise _overloaded(limits, str(error), code, error.retry_after_s) from None
     except StageDown as error:
+        core.unanswered(len(texts), needs)
         _log.error("no answer: %s", error)
         raise ApiError(
             503,
@@ -223,6 +284,7 @@ async def _answer(core: Core, asked: Asked, arrived: float) -> list[CascadeAnswe
             retry_after_s=limits.retry_after_s,
         ) from None
     except TimeoutError:
+        core.unanswered(len(texts), needs)
         if deadline is not None and deadline <= timeout:
             raise ApiError(
                 504,

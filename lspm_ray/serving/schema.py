@@ -1,13 +1,15 @@
 """What goes over the wire: requests, answers, errors."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
+from lspm_ray.audit.ledger import Feedback
 from lspm_ray.serving.config import Limits
 
 
@@ -117,8 +119,8 @@ class ServedAnswer(_Wire):
     validator_score: float | None
     """Of the first variant's answer; None where there was none that could be scored."""
     reason: str | None = None
-    """Why it was escalated: low_score, invalid_output, error, timeout, requested, or what a check says, such as
-    too_short."""
+    """Why it was escalated: low_score, invalid_output, error, timeout, requested, revoked (the certificate no longer
+    holds), or what a check says, such as too_short."""
     alpha: float | None = None
     """Risk level of the certified point under which the answer was given: of all requests under that point, at most
     this share gets a worse answer than full's. None where nothing had to be certified: full alone, or as requested."""
@@ -137,6 +139,38 @@ class PredictResponse(_Wire):
     answers: list[ServedAnswer]
     request_id: str
     certificate_id: str | None
+
+
+class FeedbackRequest(BaseModel):
+    """The true label of one answered text (one of `request_id`, `text_sha256`, `text` names it), or a list of them.
+
+    `parse_feedback` reads this form.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"request_id": "3f2a", "index": 0, "label": "yes"}]},
+    )
+
+    label: str | None = None
+    request_id: str | None = None
+    index: int = 0
+    """Which text of that request."""
+    text_sha256: str | None = None
+    text: str | None = None
+    """As it was sent; only its hash is used."""
+    feedback: list[dict[str, Any]] | None = None
+    """Several of these, instead of one."""
+
+
+class FeedbackResponse(_Wire):
+    """For each label whether the router's own recent answer was right, wrong, or is unknown to this router.
+
+    Unknown ones are not lost: the audit matches them with what any router sampled.
+    """
+
+    answers: list[Literal["right", "wrong", "unknown"]]
 
 
 class ModelInfo(_Wire):
@@ -212,6 +246,70 @@ _NEEDS: dict[str, Callable[[Any], bool]] = {
     "deadline_ms": lambda value: _is_number(value) and 0 < value < math.inf,
     "full": lambda value: isinstance(value, bool),
 }
+
+
+def parse_feedback(body: bytes, limits: Limits, labels: Sequence[str]) -> list[Feedback]:
+    """The labels of a request, see `FeedbackRequest`.
+
+    Args:
+        body: JSON.
+        limits: at most `max_texts` labels.
+        labels: that there are.
+
+    Raises:
+        ApiError: 400 for what is not JSON, 413 for too much, 422 for JSON of another form.
+    """
+    try:
+        raw = from_json(body)
+    except ValueError as error:
+        raise ApiError(400, "invalid_json", f"not valid JSON: {error}", hint=_FEEDBACK_EXAMPLE) from None
+    several = isinstance(raw, dict) and set(raw) == {"feedback"}
+    entries = raw["feedback"] if several else [raw]
+    if not isinstance(entries, list) or not entries:
+        raise ApiError(422, "invalid_request", "must be a list of labels", field="feedback", hint=_FEEDBACK_EXAMPLE)
+    if len(entries) > limits.max_texts:
+        why = f"{len(entries)} labels in one request; at most {limits.max_texts} are allowed (limits.max_texts)"
+        raise ApiError(413, "too_many_texts", why, field="feedback", hint="Send several requests")
+    where = [f"feedback[{index}]." if several else "" for index in range(len(entries))]
+    return [_feedback(entry, labels, place) for entry, place in zip(entries, where, strict=True)]
+
+
+_FEEDBACK_KEYS = ("label", "request_id", "index", "text_sha256", "text")
+_NAMES = ("request_id", "text_sha256", "text")
+_FEEDBACK_EXAMPLE = 'For example {"request_id": "3f2a", "index": 0, "label": "yes"}'
+_LONGEST_NAME = 200
+
+
+def _feedback(entry: Any, labels: Sequence[str], place: str) -> Feedback:
+    if not isinstance(entry, dict):
+        raise ApiError(422, "invalid_request", "must be a JSON object", field=place.rstrip("."), hint=_FEEDBACK_EXAMPLE)
+    unknown = next((key for key in entry if key not in _FEEDBACK_KEYS), None)
+    if unknown is not None:
+        hint = f"Valid: {', '.join(_FEEDBACK_KEYS)}"
+        raise ApiError(422, "unknown_key", "unknown key", field=f"{place}{unknown}"[:100], hint=hint)
+    if entry.get("label") not in list(labels):
+        hint = f"Valid: {', '.join(labels)}"[:500]
+        raise ApiError(422, "unknown_label", "there is no such label", field=f"{place}label", hint=hint)
+    names = [name for name in _NAMES if entry.get(name) is not None]
+    if len(names) != 1:
+        why = f"give one of {', '.join(_NAMES)}"
+        raise ApiError(422, "invalid_request", why, field=f"{place}request_id", hint=_FEEDBACK_EXAMPLE)
+    value = entry[names[0]]
+    if not isinstance(value, str) or (names[0] != "text" and len(value) > _LONGEST_NAME):
+        raise ApiError(422, "invalid_request", "must be a short string", field=f"{place}{names[0]}")
+    index = entry.get("index", 0)
+    if type(index) is not int or index < 0:
+        raise ApiError(422, "invalid_request", "must be a whole number from 0", field=f"{place}index")
+    if names[0] == "text":
+        value = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+    by_hash = names[0] != "request_id"
+    return Feedback(
+        label=entry["label"],
+        text_sha256=value.lower() if by_hash else None,
+        request_id=None if by_hash else value,
+        index=index,
+    )
+
 
 _EXAMPLE = 'For example {"text": "I love this dress"} or {"texts": ["one", "two"]}'
 _WANTED = {

@@ -21,7 +21,7 @@ from lspm_ray.evaluation.outputs import EVALUATION_SPLITS, logits_array, read_ou
 from lspm_ray.evaluation.reliability import Calibration
 from lspm_ray.profiling.table import ProfileTable, Speed, VariantProfile
 from lspm_ray.selection.break_even import BreakEven
-from lspm_ray.selection.risk import ACCEPT_ALL
+from lspm_ray.selection.risk import ACCEPT_ALL, upper_bound
 from lspm_ray.selection.scorer import digest_of_state
 from lspm_ray.selection.select import SelectConfig, check_feasible, inputs_of, read_plan, select
 from lspm_ray.selection.verify import verify
@@ -163,6 +163,10 @@ def test_losses_of_the_last_variant_count_too(world):
     scores = softmax(splits["cheap"][2], certificate.temperature).max(1)
     given = np.where(scores >= certificate.threshold, answer["cheap"], answer["middle"])
     assert certificate.losses == int(((given != labels) & (answer["full"] == labels)).sum())
+    # Of the served answers, the middle model's too, and wider than the bound at one threshold alone.
+    bound = certificate.disagreement
+    assert (bound.losses, bound.rows) == (int((given != answer["full"]).sum()), len(labels))
+    assert bound.level > upper_bound(bound.losses, bound.rows, bound.delta) > bound.losses / bound.rows
 
 
 def test_without_another_variant_full_has_the_last_word(tmp_path):

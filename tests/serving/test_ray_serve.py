@@ -14,14 +14,17 @@ import httpx2
 import pytest
 
 from lspm_ray.artifact import Artifact, ArtifactStore
+from lspm_ray.audit.config import AuditConfig
+from lspm_ray.audit.keeper import Place
 from lspm_ray.errors import ArtifactError
+from lspm_ray.selection.select import read_plan
 from lspm_ray.serving.client import Client
 from lspm_ray.serving.config import ServeConfig
 from lspm_ray.serving.deploy import deploy, undeploy
 from lspm_ray.serving.files import predict_file
 from lspm_ray.serving.offline import LocalClient, predict_offline
 from tests.serving.ports import free_port
-from tests.toys import toy_plan, toy_texts
+from tests.toys import toy_plan, toy_texts, write_plan
 
 pytestmark = pytest.mark.ray
 
@@ -216,3 +219,35 @@ def listeners() -> dict[int, set[str]]:
 
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_an_audit_that_trips_sends_everything_to_full_also_after_a_restart(
+    url: str, config: ServeConfig, own_store: ArtifactStore
+) -> None:
+    plan, certificate = read_plan(toy_plan(own_store, threshold=0.7))
+    assert certificate is not None
+    certificate = certificate.model_copy(update={"risk": "disagreement"})
+    plan = plan.model_copy(update={"certificate_id": certificate.id})
+    select = write_plan(own_store, plan, certificate)
+    audited = config.model_copy(update={"audit": AuditConfig(share=1.0, sync_s=0.1)})
+
+    def until_revoked() -> dict[str, Any]:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            answers = http.post("/v1/predict", json={"texts": toy_texts(50)}).json()
+            if answers["certificate_id"] is None:
+                break
+            time.sleep(0.2)
+        found: dict[str, Any] = http.post("/v1/predict", json={"text": "love it"}).json()["answers"][0]
+        return found
+
+    with httpx2.Client(base_url=deploy(select.uri, audited), timeout=150) as http:
+        answer = until_revoked()
+        assert (answer["variant"], answer["reason"], answer["certificate_id"]) == ("full", "revoked", None)
+        assert http.get("/v1/plan").json()["revoked"] is True
+        status = http.get("/v1/audit").json()
+        assert (status["verdict"], status["certificate_id"]) == ("revoked", certificate.id)
+    assert Place.of(certificate, select).load().revoked is not None
+    undeploy(config.name)
+    with httpx2.Client(base_url=deploy(select.uri, audited), timeout=150) as http:
+        assert http.post("/v1/predict", json={"text": "love it"}).json()["answers"][0]["reason"] == "revoked"

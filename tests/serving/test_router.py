@@ -8,7 +8,9 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
+from lspm_ray.audit.ledger import Feedback
 from lspm_ray.selection.plan import Certificate, ModelRef, Plan, PlanStage
+from lspm_ray.serving.auditor import Matched
 from lspm_ray.serving.cascade import CascadeAnswer, EmptyText, Needs, NotServed, QueueFull, StageDown, clean
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
@@ -64,6 +66,31 @@ class ToyCore:
         self.hang = False
         self.answers: list[CascadeAnswer] | None = None
         self.began = asyncio.Event()
+        self.noted: list[tuple[str, list[str], list[CascadeAnswer]]] = []
+        self.labels: list[Feedback] = []
+        self.revoked = False
+        self.started = False
+        self.lost = 0
+
+    @property
+    def certificate_id(self) -> str | None:
+        return None if self.revoked else self.plan.certificate_id
+
+    def start(self) -> None:
+        self.started = True
+
+    def answered(self, request_id: str, texts: Sequence[str], answers: Sequence[CascadeAnswer]) -> None:
+        self.noted.append((request_id, list(texts), list(answers)))
+
+    def unanswered(self, rows: int, needs: Needs) -> None:
+        self.lost += rows
+
+    def feedback(self, given: Sequence[Feedback]) -> list[Matched]:
+        self.labels += given
+        return ["unknown"] * len(given)
+
+    async def audit(self) -> dict[str, Any]:
+        return {"verdict": "revoked" if self.revoked else "holds"}
 
     async def answer(self, texts: Sequence[str], needs: Needs) -> list[CascadeAnswer]:
         self.asked.append(list(texts))
@@ -470,3 +497,61 @@ def test_the_documentation_describes_requests_answers_and_errors(client: TestCli
 def test_empty_text_is_the_core_s_word_too(client: TestClient, core: ToyCore) -> None:
     core.fail = EmptyText(1)
     assert error_of(client.post("/v1/predict", json={"texts": ["a", "b"]}))["field"] == "texts[1]"
+
+
+def test_answers_are_shown_to_the_audit_under_their_request_id(client: TestClient, core: ToyCore) -> None:
+    assert core.started
+    client.post("/v1/predict", json={"texts": ["a", "b!"]}, headers={"x-request-id": "q7"})
+    ((request_id, texts, answers),) = core.noted
+    assert (request_id, texts, [answer.label for answer in answers]) == ("q7", ["a", "b!"], ["no", "yes"])
+
+
+def test_after_a_revocation_no_answer_carries_the_certificate(client: TestClient, core: ToyCore) -> None:
+    assert client.get("/v1/plan").json()["revoked"] is False
+    core.revoked = True
+    found = client.post("/v1/predict", json={"text": "a"}).json()
+    assert found["certificate_id"] is None
+    assert found["answers"][0]["certificate_id"] is None
+    assert client.get("/v1/plan").json()["revoked"] is True
+    assert client.get("/v1/audit").json() == {"verdict": "revoked"}
+
+
+def test_feedback_names_answers_by_request_hash_or_text(client: TestClient, core: ToyCore) -> None:
+    given = [{"request_id": "q", "index": 2, "label": "yes"}, {"text": "hi", "label": "no"}]
+    response = client.post("/v1/feedback", json={"feedback": given})
+    assert response.json() == {"answers": ["unknown", "unknown"]}
+    by_hash = "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4"
+    assert client.post("/v1/feedback", json={"text_sha256": by_hash, "label": "no"}).status_code == 200
+    assert core.labels == [
+        Feedback(label="yes", request_id="q", index=2),
+        Feedback(label="no", text_sha256=by_hash),
+        Feedback(label="no", text_sha256=by_hash),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        ({"request_id": "q", "label": "maybe"}, 422, "unknown_label", "label"),
+        ({"request_id": "q", "label": ["no"]}, 422, "unknown_label", "label"),
+        ({"label": "no"}, 422, "invalid_request", "request_id"),
+        ({"request_id": "q", "text": "a", "label": "no"}, 422, "invalid_request", "request_id"),
+        ({"request_id": "q" * 201, "label": "no"}, 422, "invalid_request", "request_id"),
+        ({"text": 3, "label": "no"}, 422, "invalid_request", "text"),
+        ({"request_id": "q", "index": -1, "label": "no"}, 422, "invalid_request", "index"),
+        ({"request_id": "q", "index": True, "label": "no"}, 422, "invalid_request", "index"),
+        ({"request_id": "q", "lable": "no"}, 422, "unknown_key", "lable"),
+        ({"feedback": [{"request_id": "q", "label": "no"}, 3]}, 422, "invalid_request", "feedback[1]"),
+        ({"feedback": [{"request_id": "q", "label": "no"}, {}]}, 422, "unknown_label", "feedback[1].label"),
+        ({"feedback": []}, 422, "invalid_request", "feedback"),
+        ({"feedback": [0] * 9}, 413, "too_many_texts", "feedback"),
+        ([1], 422, "invalid_request", ""),
+    ],
+)
+def test_feedback_that_cannot_be_used_says_why(
+    client: TestClient, core: ToyCore, body: Any, status: int, code: str, field: str
+) -> None:
+    response = client.post("/v1/feedback", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["field"]) == (status, code, field)
+    assert core.labels == []
