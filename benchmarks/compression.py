@@ -291,7 +291,8 @@ def _run(options: argparse.Namespace, pipeline: Pipeline, work: Path) -> dict[st
     }
     data, full = pipeline.prepare, models[FULL]
     made = outputs(models, data, pipeline.store, say)
-    (predicted, labels), (seen, known) = _predicted(made, "test"), _predicted(made, "selection")
+    predicted, labels = _predicted(made, ["test"])
+    seen, known = _predicted(made, ["selection", "calibration"])
     exported, quantized = by_hand(full.local(), work)
     files = {"onnx-dynamic": quantized}
     if find_spec("nncf") is not None:
@@ -317,18 +318,18 @@ def _run(options: argparse.Namespace, pipeline: Pipeline, work: Path) -> dict[st
         "speed": speed,
         "targets": targets(speed, quality(seen, known), {name: _kind(model) for name, model in models.items()}),
         "wanted": TARGETS,
-        "recipes": {name: model.manifest.config.get("recipe") for name, model in models.items() if name != FULL},
+        "recipes": {name: variant.recipe for name, variant in pipeline.chosen.compress.variants.items()},
         "hardware": hardware(),
     }
 
 
-def _predicted(made: Mapping[str, Artifact], split: str) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
-    """Predicted classes of each model, and the labels; each [rows]."""
-    predicted, labels = {}, np.empty(0, dtype=np.int64)
-    for name, artifact in made.items():
-        _, labels, logits = read_outputs(artifact, split)
-        predicted[name] = logits.argmax(axis=1)
-    return predicted, labels
+def _predicted(
+    made: Mapping[str, Artifact], splits: Sequence[str]
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Predicted classes of each model on these splits together, and the labels; each [rows]."""
+    read = {name: [read_outputs(artifact, split) for split in splits] for name, artifact in made.items()}
+    predicted = {name: np.concatenate([logits.argmax(axis=1) for *_, logits in parts]) for name, parts in read.items()}
+    return predicted, np.concatenate([labels for _, labels, _ in next(iter(read.values()))])
 
 
 def _measured(config: ProfileConfig, contenders: Mapping[str, Candidate], examples: list[Encoded]) -> dict[str, Speed]:
@@ -360,7 +361,7 @@ def targets(
 
     Args:
         speed: per number of threads, the `figures`.
-        found: quality on the selection split: the best of several by test rows would look better than it is.
+        found: quality on other than test rows, by which the best of several would look better than it is.
         kinds: model type of each variant.
     """
     small = ("lspm_bag_of_ngrams", "lspm_lstm")
