@@ -96,7 +96,7 @@ class SelectConfig(Config):
     delta: float = Field(0.05, gt=0, lt=1)
     per_class: PerClass | None = None
     risk: Literal["regret", "disagreement"] = "regret"
-    validator: dict[str, Any] = Field(default_factory=lambda: {"validator": "max_probability"})
+    validator: dict[str, Any] = Field(default_factory=lambda: {"validator": "margin"})
     checks: list[dict[str, Any]] = Field(default_factory=list)
     calibrator: CalibratorKind = "temperature"
     conformal: ConformalConfig | None = None
