@@ -9,11 +9,11 @@ from typing import Any
 from lspm_ray.commands.console import table
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
 from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.page.markup import plain
 from lspm_ray.pipeline import Pipeline
 from lspm_ray.profiling.profile import read_profile
 from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.report.build import PAGE_FILE
-from lspm_ray.report.markup import plain
 from lspm_ray.selection.break_even import BreakEven, slower
 from lspm_ray.selection.gears import GearTable, Shift
 from lspm_ray.selection.plan import Certificate, Plan

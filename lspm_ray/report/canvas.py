@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lspm_ray.report.markup import Html, plain
-from lspm_ray.report.theme import LIGHT
+from lspm_ray.page.markup import Html, plain
+from lspm_ray.page.theme import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

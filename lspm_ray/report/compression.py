@@ -10,10 +10,10 @@ from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.compression.sensitivity import PartSensitivity, Sensitivity
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
+from lspm_ray.page.markup import Child, Html, element, name
 from lspm_ray.report import words
 from lspm_ray.report.findings import Findings, FlippedRow, Flips
 from lspm_ray.report.grid import TALL_FROM, cell, head, missing, missing_text, row, share_of, table, text_cell
-from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.report.tables import RELATIVE, asked
 from lspm_ray.selection.break_even import BreakEven
 

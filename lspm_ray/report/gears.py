@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from lspm_ray.page.frame import figure
+from lspm_ray.page.markup import Child, Html, element, name
 from lspm_ray.report import words
 from lspm_ray.report.figures.gears import gear_plot
-from lspm_ray.report.frame import figure
 from lspm_ray.report.grid import TALL_FROM, cell, head, missing, row, table, text_cell
-from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.selection.gears import GearTable, Shift
 
 

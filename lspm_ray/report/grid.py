@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from lspm_ray.page.markup import Child, Html, element
 from lspm_ray.report import words
-from lspm_ray.report.markup import Child, Html, element
 
 TALL_FROM = 13
 """Rows from which a table scrolls inside its own frame."""

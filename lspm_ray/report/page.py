@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lspm_ray.compression.recipe import FULL
+from lspm_ray.page.frame import Section, figure, numbers_in, page, tiles, verdict
+from lspm_ray.page.markup import Child, Html, element, name
 from lspm_ray.report import compression, tables, words
 from lspm_ray.report.figures.confusion import CELL_NUMBERS_UP_TO, MOST_CLASSES, confusion
 from lspm_ray.report.figures.latency import latency
@@ -15,9 +17,7 @@ from lspm_ray.report.figures.reliability import reliability
 from lspm_ray.report.figures.risk import risk_curve
 from lspm_ray.report.figures.series import short
 from lspm_ray.report.findings import Findings
-from lspm_ray.report.frame import Section, figure, page, tiles, verdict
 from lspm_ray.report.gears import gears
-from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.selection.plan import Certificate
 from lspm_ray.training.gain import Gain
 
@@ -30,7 +30,7 @@ def render(findings: Findings) -> str:
     title = "Report: " + _task(findings)
     contents = ((anchor, text, content(findings)) for anchor, text, content in _SECTIONS)
     sections = [Section(*section) for section in contents if section[2] is not None]
-    return page(title, _header(findings), sections, findings.code_version)
+    return page(title, _header(findings), sections, numbers_in(findings.code_version))
 
 
 def _task(findings: Findings) -> str:

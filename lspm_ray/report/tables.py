@@ -8,6 +8,7 @@ from typing import Any
 from lspm_ray.compression.method import Method
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.page.markup import Child, Html, element, name
 from lspm_ray.profiling.table import Speed, VariantProfile
 from lspm_ray.report import words
 from lspm_ray.report.findings import Alternative, Findings, Source
@@ -23,7 +24,6 @@ from lspm_ray.report.grid import (
     table,
     text_cell,
 )
-from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.training.gain import Gain
 
 MOST_MISTAKES = 10

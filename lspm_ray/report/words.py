@@ -6,9 +6,9 @@ from typing import Any
 
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.page.markup import Child, element, name
 from lspm_ray.profiling.baselines import LINEAR
 from lspm_ray.report.findings import Findings
-from lspm_ray.report.markup import Child, element, name
 
 MINUS = "\N{MINUS SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"

@@ -100,6 +100,16 @@ class Encoder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._task.encode, texts, self._copy)
 
 
+def _timed(stage: Stage, name: str, metrics: Metrics) -> Stage:
+    async def timed(inputs: Sequence[Encoded]) -> Logits:
+        started = time.perf_counter()
+        logits = await stage(inputs)
+        metrics.observe("lspm_variant_seconds", time.perf_counter() - started, variant=name)
+        return logits
+
+    return timed
+
+
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -160,6 +170,8 @@ class Engine:
         self.limits = limits
         self.metrics = metrics
         self._not_ready = not_ready
+        names = [stage.model.name for stage in plan.stages]
+        stages = [_timed(stage, name, metrics) for stage, name in zip(stages, names, strict=True)]
         last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, max_waiting)
         gate = Gate(last, budget, _now)
         self._cascade = Cascade(

@@ -1,7 +1,8 @@
 """What the endpoint counts, and its Prometheus text."""
 
+import math
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 
 from lspm_ray.serving.cascade import CascadeAnswer, Cause
@@ -22,6 +23,7 @@ FAMILIES = {
     "lspm_responses_total": "HTTP responses by route and status.",
     "lspm_validator_score": "Validator scores of the first variant's answers.",
     "lspm_request_seconds": "Time from a request's headers to its response.",
+    "lspm_variant_seconds": "Time of one call of a variant, which computes all texts that wait, as its router sees it.",
     "lspm_audit_total": "Answers by what the audit did with them: sampled, shadowed, disagreed, failed, dropped.",
     "lspm_feedback_total": "Labels that clients sent: right, wrong, or of an unknown answer.",
     "lspm_audit_log_wealth": "Natural logarithm of the evidence against the certificate, by loss, over all routers.",
@@ -30,9 +32,16 @@ FAMILIES = {
 }
 COUNTERS = tuple(name for name in FAMILIES if name.endswith("_total"))
 GAUGES = ("lspm_audit_log_wealth", "lspm_audit_drift_warnings", "lspm_certificate_revoked")
-HISTOGRAMS = {"lspm_validator_score": SCORE_BUCKETS, "lspm_request_seconds": LATENCY_BUCKETS_S}
+HISTOGRAMS = {
+    "lspm_validator_score": SCORE_BUCKETS,
+    "lspm_request_seconds": LATENCY_BUCKETS_S,
+    "lspm_variant_seconds": LATENCY_BUCKETS_S,
+}
+_RECENT = 1000
+"""Texts that `Metrics.recent` looks back on."""
 
-Sample = tuple[str, tuple[tuple[str, str], ...], float]
+Labels = tuple[tuple[str, str], ...]
+Sample = tuple[str, Labels, float]
 """Name, labels and value of one line."""
 
 
@@ -49,14 +58,28 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def samples(self, name: str) -> Iterator[Sample]:
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return sum(self.counts)
+
+    def quantile(self, q: float) -> float | None:
+        """Upper end of the bucket that holds the `q`-quantile, infinity for the last; None without values."""
+        below, wanted = 0, q * self.count
+        for bound, count in zip([*self.bounds, math.inf], self.counts, strict=True):
+            below += count
+            if count and below >= wanted:
+                return bound
+        return None
+
+    def samples(self, name: str, labels: Labels) -> Iterator[Sample]:
         """Cumulative buckets, sum and count."""
         below = 0
         for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
             below += count
-            yield f"{name}_bucket", (("le", bound),), below
-        yield f"{name}_sum", (), self.total
-        yield f"{name}_count", (), below
+            yield f"{name}_bucket", (*labels, ("le", bound)), below
+        yield f"{name}_sum", labels, self.total
+        yield f"{name}_count", labels, below
 
 
 class Metrics:
@@ -68,16 +91,18 @@ class Metrics:
 
     def __init__(self, replica: str = "local") -> None:
         self._replica = replica
-        self._counters: dict[str, dict[tuple[tuple[str, str], ...], int]] = {
-            name: defaultdict(int) for name in COUNTERS
+        self._counters: dict[str, dict[Labels, int]] = {name: defaultdict(int) for name in COUNTERS}
+        self._histograms: dict[str, dict[Labels, Histogram]] = {
+            name: {} if name == "lspm_variant_seconds" else {(): Histogram(bounds)}
+            for name, bounds in HISTOGRAMS.items()
         }
-        self._histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAMS.items()}
-        self._gauges: dict[str, dict[tuple[tuple[str, str], ...], float]] = {name: {} for name in GAUGES}
+        self._gauges: dict[str, dict[Labels, float]] = {name: {} for name in GAUGES}
+        self._escalated: deque[bool] = deque(maxlen=_RECENT)
 
     def answered(self, answers: Sequence[CascadeAnswer]) -> None:
         """Count the answers of one request."""
-        scores = self._histograms["lspm_validator_score"]
         for answer in answers:
+            self._escalated.append(answer.escalated)
             escalated = "true" if answer.escalated else "false"
             self._counters["lspm_answers_total"][("variant", answer.variant), ("escalated", escalated)] += 1
             if answer.reason is not None:
@@ -85,7 +110,7 @@ class Metrics:
             if answer.degraded:
                 self._counters["lspm_degraded_total"][("alpha", f"{answer.alpha:g}"),] += 1
             if answer.validator_score is not None:
-                scores.observe(answer.validator_score)
+                self.observe("lspm_validator_score", answer.validator_score)
 
     def refused(self, cause: Cause) -> None:
         """Count a request that was refused for lack of capacity."""
@@ -94,7 +119,29 @@ class Metrics:
     def responded(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP response."""
         self._counters["lspm_responses_total"][("route", route), ("status", str(status))] += 1
-        self._histograms["lspm_request_seconds"].observe(seconds)
+        self.observe("lspm_request_seconds", seconds)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Count one value of a histogram."""
+        found = self._histograms[name].setdefault(tuple(labels.items()), Histogram(HISTOGRAMS[name]))
+        found.observe(value)
+
+    def total(self, name: str, **labels: str) -> int:
+        """A counter, summed over all lines that have these labels."""
+        return sum(n for found, n in self.counted(name) if labels.items() <= found.items())
+
+    def counted(self, name: str) -> Iterator[tuple[dict[str, str], int]]:
+        """The lines of a counter."""
+        for labels, value in sorted(self._counters[name].items()):
+            yield dict(labels), value
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        """A histogram; an empty one where nothing was observed."""
+        return self._histograms[name].get(tuple(labels.items())) or Histogram(HISTOGRAMS[name])
+
+    def recent(self) -> tuple[int, int]:
+        """How many of the last 1,000 texts there are, and how many of them were escalated."""
+        return len(self._escalated), sum(self._escalated)
 
     def count(self, name: str, **labels: str) -> None:
         """Add one to a counter."""
@@ -115,8 +162,9 @@ class Metrics:
         for name, counts in self._counters.items():
             for labels, value in sorted(counts.items()):
                 yield name, labels, value
-        for name, histogram in self._histograms.items():
-            yield from histogram.samples(name)
+        for name, histograms in self._histograms.items():
+            for labels, histogram in sorted(histograms.items()):
+                yield from histogram.samples(name, labels)
 
     def text(self) -> str:
         """Everything in Prometheus' text format, version 0.0.4."""

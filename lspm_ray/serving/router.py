@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -40,13 +40,14 @@ from lspm_ray.serving.schema import (
     parse_feedback,
     parse_request,
 )
+from lspm_ray.serving.status import status_page
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499
 _ROUTES = (
     *("/v1/predict", "/v1/models", "/v1/plan", "/v1/audit", "/v1/feedback"),
-    *("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"),
+    *("/healthz", "/readyz", "/metrics", "/status", "/docs", "/openapi.json"),
 )
 
 
@@ -185,6 +186,11 @@ def _add_audit(api: FastAPI, core: Core) -> None:
     async def audit() -> dict[str, Any]:
         """How the audit of live traffic stands, over all routers."""
         return await core.audit()
+
+    @api.get("/status", response_class=HTMLResponse)
+    async def status() -> HTMLResponse:
+        """Plan, certificate, traffic and audit, for people."""
+        return HTMLResponse(status_page(core.plan, core.certificate, core.metrics, await core.audit()))
 
     @api.post("/v1/feedback", response_model=FeedbackResponse, responses=errors, openapi_extra=schema)
     async def feedback(request: Request) -> Response:

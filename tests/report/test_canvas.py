@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lspm_ray.page.theme import DARK, LIGHT
 from lspm_ray.report.canvas import Caption, draw, fitted, log_ticks
-from lspm_ray.report.theme import DARK, LIGHT
 from tests.report.pages import parse
 
 

@@ -8,11 +8,11 @@ import pytest
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.compression.effect import StepEffect
 from lspm_ray.compression.sensitivity import PartSensitivity, Sensitivity
+from lspm_ray.page.markup import join, plain
 from lspm_ray.report.build import DATA_FILE, MOST_CHARACTERS, PAGE_FILE
 from lspm_ray.report.compression import advice, left, sensitivity
 from lspm_ray.report.config import ReportConfig
 from lspm_ray.report.findings import Findings
-from lspm_ray.report.markup import join, plain
 from tests.report.pages import Node, check_tables, parse
 from tests.report.samples import TEXT, Run, row_ids
 

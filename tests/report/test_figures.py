@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.evaluation.metrics import Bin
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import Caption, draw
 from lspm_ray.report.figures.confusion import MOST_CLASSES, confusion, joined_classes
 from lspm_ray.report.figures.labels import Dot, label_dots
@@ -20,7 +21,6 @@ from lspm_ray.report.figures.reliability import calibration_error, reliability
 from lspm_ray.report.figures.risk import risk_curve
 from lspm_ray.report.figures.series import colours, markers
 from lspm_ray.report.findings import Findings
-from lspm_ray.report.theme import LIGHT
 from lspm_ray.selection.risk import ACCEPT_ALL, fixed_sequence, threshold_grid
 from tests.report.pages import parse
 from tests.report.samples import Run

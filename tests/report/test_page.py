@@ -7,12 +7,12 @@ import pytest
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.evaluation.calibration import Calibrator
 from lspm_ray.evaluation.forgetting import ClassChange, Forgetting
+from lspm_ray.page.markup import join, plain
 from lspm_ray.profiling.table import Company
 from lspm_ray.report import tables
 from lspm_ray.report.build import DATA_FILE, PAGE_FILE
 from lspm_ray.report.compression import MOST_CLASSES, PLAN, forgetting
 from lspm_ray.report.findings import Findings
-from lspm_ray.report.markup import join, plain
 from lspm_ray.report.page import render
 from lspm_ray.selection.conformal import ConformalConfig, LabelSets
 from tests.report.pages import (

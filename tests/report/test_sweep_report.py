@@ -9,6 +9,7 @@ import pytest
 
 from lspm_ray.artifact import ArtifactStore
 from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.page.theme import DARK, LIGHT, SCALE
 from lspm_ray.report.build import PAGE_FILE
 from lspm_ray.report.figures.sweep_axes import Axis, places
 from lspm_ray.report.figures.sweep_parallel import parallel, shade
@@ -19,7 +20,6 @@ from lspm_ray.report.sweep import view, words
 from lspm_ray.report.sweep.build import write_sweep_report
 from lspm_ray.report.sweep.measure import Measure, focus, padded
 from lspm_ray.report.sweep.page import render
-from lspm_ray.report.theme import DARK, LIGHT, SCALE
 from lspm_ray.report.words import percents
 from lspm_ray.tuning.goals import Goals
 from lspm_ray.tuning.records import Trial

@@ -555,3 +555,10 @@ def test_feedback_that_cannot_be_used_says_why(
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["field"]) == (status, code, field)
     assert core.labels == []
+
+
+def test_the_status_page_is_html_and_says_whether_the_certificate_holds(client: TestClient, core: ToyCore) -> None:
+    core.revoked = True
+    found = client.get("/status")
+    assert found.headers["content-type"].startswith("text/html")
+    assert "No: it was revoked" in found.text

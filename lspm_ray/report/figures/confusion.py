@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import Caption, draw
 from lspm_ray.report.figures.series import short
 from lspm_ray.report.findings import Confusion
-from lspm_ray.report.markup import Html
-from lspm_ray.report.theme import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import Caption, draw, log_axis
-from lspm_ray.report.markup import Html
-from lspm_ray.report.theme import LIGHT
 from lspm_ray.selection.gears import GearTable, Shift
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import Caption, draw, fitted
-from lspm_ray.report.markup import Html
 from lspm_ray.report.text.findings import Documents
-from lspm_ray.report.theme import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

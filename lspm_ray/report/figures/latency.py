@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.report.canvas import Caption, draw, fitted, log_axis
 from lspm_ray.report.figures.series import colours, markers
-from lspm_ray.report.markup import Html
 from lspm_ray.report.placement import spread
-from lspm_ray.report.theme import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.profiling.table import VariantProfile
 from lspm_ray.report import words
 from lspm_ray.report.canvas import Caption, draw, log_axis
 from lspm_ray.report.figures.labels import Dot, label_dots
 from lspm_ray.report.figures.series import colours, error_bar
 from lspm_ray.report.findings import Alternative
-from lspm_ray.report.markup import Html
-from lspm_ray.report.theme import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import Caption, draw
 from lspm_ray.report.figures.series import TIMES, unit_of
-from lspm_ray.report.markup import Html
 from lspm_ray.report.text.findings import Pretraining
-from lspm_ray.report.theme import LIGHT
 from lspm_ray.report.words import duration, large, significant
 
 if TYPE_CHECKING:

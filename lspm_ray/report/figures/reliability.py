@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lspm_ray.evaluation.metrics import Bin, Estimate, proportion
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report import words
 from lspm_ray.report.canvas import Caption, draw
 from lspm_ray.report.figures.series import error_bar
 from lspm_ray.report.findings import Reliability
-from lspm_ray.report.markup import Html
-from lspm_ray.report.theme import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

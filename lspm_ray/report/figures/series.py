@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lspm_ray.evaluation.metrics import Estimate
+from lspm_ray.page.theme import LIGHT, SERIES
 from lspm_ray.report.canvas import fitted
-from lspm_ray.report.theme import LIGHT, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

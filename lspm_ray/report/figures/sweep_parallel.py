@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT, SCALE
 from lspm_ray.report.canvas import Caption, draw, fitted
 from lspm_ray.report.figures.sweep_axes import Axis, places
-from lspm_ray.report.markup import Html
 from lspm_ray.report.sweep import view
 from lspm_ray.report.sweep.measure import Measure, focus
-from lspm_ray.report.theme import LIGHT, SCALE
 from lspm_ray.tuning.records import Trial
 from lspm_ray.tuning.sweep import Sweep
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import Caption, draw, fitted
 from lspm_ray.report.figures.series import TIMES, unit_of
-from lspm_ray.report.markup import Html
 from lspm_ray.report.sweep import view
 from lspm_ray.report.sweep.measure import Measure, focus, padded
-from lspm_ray.report.theme import LIGHT
 from lspm_ray.report.words import counted, duration
 from lspm_ray.tuning.records import Trial
 from lspm_ray.tuning.sweep import Sweep

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import Caption, draw, fitted, log_axis
 from lspm_ray.report.figures.labels import Dot, label_dots
-from lspm_ray.report.markup import Html
 from lspm_ray.report.sweep import view
 from lspm_ray.report.sweep.measure import Measure, focus, padded
-from lspm_ray.report.theme import LIGHT
 from lspm_ray.report.words import percents
 from lspm_ray.tuning.goals import Limit
 from lspm_ray.tuning.records import Trial

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lspm_ray.audit.keeper import Status
+from lspm_ray.page.markup import Html
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import Caption, draw, save
-from lspm_ray.report.markup import Html
-from lspm_ray.report.theme import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lspm_ray import __version__
+from lspm_ray.page.frame import Section, figure, numbers_in, page, tiles, verdict
+from lspm_ray.page.markup import Child, Html, element, name
 from lspm_ray.report import tables as common
 from lspm_ray.report.canvas import fitted
 from lspm_ray.report.figures.sweep_parallel import parallel
 from lspm_ray.report.figures.sweep_progress import best_so_far, curves
 from lspm_ray.report.figures.sweep_results import importance, tradeoff
 from lspm_ray.report.findings import Source
-from lspm_ray.report.frame import Section, figure, page, tiles, verdict
-from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.report.sweep import tables, view, words
 from lspm_ray.report.sweep.measure import Measure, focus
 from lspm_ray.report.words import count, counted, duration, hardware, percents
@@ -46,7 +46,9 @@ def render(sweep: Sweep, lineage: Sequence[Source], command: str) -> str:
         Section("settings", "Settings", _settings(sweep)),
     ]
     sections += [Section("lineage", "Lineage", common.lineage(lineage, "manifest.json"))] if lineage else []
-    return page(_TITLE, _header(sweep, measures, command), sections, __version__, f"{SWEEP_FILE} and {TRIALS_FILE}")
+    return page(
+        _TITLE, _header(sweep, measures, command), sections, numbers_in(__version__, f"{SWEEP_FILE} and {TRIALS_FILE}")
+    )
 
 
 def _header(sweep: Sweep, measures: Mapping[str, Measure], command: str) -> Child:

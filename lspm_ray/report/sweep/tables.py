@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lspm_ray.page.markup import Child, Html, element, name
 from lspm_ray.report import words
 from lspm_ray.report.canvas import fitted
 from lspm_ray.report.grid import TALL_FROM, cell, head, missing, row, table, text_cell
-from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.report.sweep import view
 from lspm_ray.report.sweep.measure import Measure
 from lspm_ray.report.sweep.words import point

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lspm_ray.page.theme import LIGHT
 from lspm_ray.report.canvas import fitted
 from lspm_ray.report.sweep.measure import Measure
-from lspm_ray.report.theme import LIGHT
 from lspm_ray.tuning.records import Trial
 from lspm_ray.tuning.space import Domain
 from lspm_ray.tuning.sweep import Finalist, Sweep

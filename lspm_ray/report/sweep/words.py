@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lspm_ray.page.markup import Child, element
 from lspm_ray.report.canvas import fitted
-from lspm_ray.report.markup import Child, element
 from lspm_ray.report.sweep import view
 from lspm_ray.report.sweep.measure import Measure
 from lspm_ray.report.words import PERCENT, count, counted, duration

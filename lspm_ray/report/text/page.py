@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from lspm_ray.page.frame import Section, figure, numbers_in, page, tiles, verdict
+from lspm_ray.page.markup import Child, Html, element
 from lspm_ray.report.figures.characters import character_lengths
 from lspm_ray.report.figures.kept import kept
 from lspm_ray.report.figures.pretraining import loss_curves, pace, rates
-from lspm_ray.report.frame import Section, figure, page, tiles, verdict
-from lspm_ray.report.markup import Child, Html, element
 from lspm_ray.report.tables import lineage
 from lspm_ray.report.text import tables, words
 from lspm_ray.report.text.findings import Blocks, Documents, Pretraining, TextFindings
@@ -36,7 +36,7 @@ def render(findings: TextFindings) -> str:
     sections += [] if blocks is None else [Section("tokens", "Tokens", _tokens(blocks))]
     sections += [] if run is None else [Section("pretraining", "Pretraining", _pretraining(findings, run))]
     sections.append(Section("lineage", "Lineage", lineage(findings.lineage)))
-    return page(words.title(findings), _header(findings), sections, findings.code_version)
+    return page(words.title(findings), _header(findings), sections, numbers_in(findings.code_version))
 
 
 def _header(findings: TextFindings) -> Child:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lspm_ray.page.markup import Child, Html, element, name
 from lspm_ray.report import words
 from lspm_ray.report.grid import TALL_FROM, bar, cell, head, missing, row, share_of, table, text_cell
-from lspm_ray.report.markup import Child, Html, element, name
 from lspm_ray.report.text.findings import RARE, Blocks, Cluster, Documents, Pretraining, TextFindings
 from lspm_ray.report.text.words import median, passes, share_of_time
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lspm_ray.report.markup import Html, element, join, name, plain
+from lspm_ray.page.markup import Html, element, join, name, plain
 from tests.report.pages import parse
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lspm_ray.report.markup import Child, Html, element, join
-from lspm_ray.report.theme import style_sheet
+from lspm_ray.page.markup import Child, Html, element, join
+from lspm_ray.page.theme import style_sheet
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing is ever loaded and nothing ever runs, even if escaping should fail."""
@@ -27,17 +27,25 @@ class Section:
     content: Child
 
 
-def page(
-    title: str, header: Child, sections: Sequence[Section], code_version: str, data_file: str = "report.json"
-) -> str:
+def numbers_in(code_version: str, data_file: str = "report.json") -> str:
+    """The footer of a report.
+
+    Args:
+        code_version: that made it.
+        data_file: the file beside it that has its numbers.
+    """
+    return f"lspm_ray {code_version}. Every number of this page is in {data_file} beside it."
+
+
+def page(title: str, header: Child, sections: Sequence[Section], footer: str, *, reload_s: int | None = None) -> str:
     """The whole document, in one file that needs nothing else.
 
     Args:
         title: of the document.
         header: comes between title and navigation.
         sections: of the page, in order.
-        code_version: that made it.
-        data_file: the file beside it that has its numbers.
+        footer: at its end.
+        reload_s: seconds after which a browser asks for it again; None for a page that stays as it is.
     """
     head = element(
         "head",
@@ -45,6 +53,7 @@ def page(
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("meta", name="color-scheme", content="light dark"),
+        None if reload_s is None else element("meta", http_equiv="refresh", content=str(reload_s)),
         element("link", rel="icon", href="data:,"),
         element("title", title),
         element("style", Html(style_sheet())),
@@ -59,7 +68,7 @@ def page(
             element("nav", element("ul", links), aria_label="Sections"),
         ),
         element("main", (element("section", element("h2", s.title), s.content, id=s.anchor) for s in sections)),
-        element("footer", f"lspm_ray {code_version}. Every number of this page is in {data_file} beside it."),
+        element("footer", footer),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
