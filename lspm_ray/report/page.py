@@ -18,6 +18,7 @@ from lspm_ray.report.figures.risk import risk_curve
 from lspm_ray.report.figures.series import short
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.gears import gears
+from lspm_ray.report.points import points
 from lspm_ray.selection.plan import Certificate
 from lspm_ray.training.gain import Gain
 
@@ -233,11 +234,8 @@ def _certificate(findings: Findings) -> Child:
         ("How to check it", c.how_to_check or "Recompute it from the outputs named under lineage."),
         ("Certificate", element("code", findings.certificate_id)),
     ]
-    return element(
-        "div",
-        element("dl", ([element("dt", term), element("dd", text)] for term, text in entries if text)),
-        class_="certificate",
-    )
+    listed = element("dl", ([element("dt", term), element("dd", text)] for term, text in entries if text))
+    return [element("div", listed, class_="certificate"), *points(findings)]
 
 
 def _on_test(findings: Findings) -> str:

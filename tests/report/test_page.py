@@ -15,6 +15,7 @@ from lspm_ray.report.compression import MOST_CLASSES, PLAN, forgetting
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.page import render
 from lspm_ray.selection.conformal import ConformalConfig, LabelSets
+from lspm_ray.selection.plan import ClassBound
 from tests.report.pages import (
     Node,
     check_figures,
@@ -272,6 +273,28 @@ def test_the_certificate_says_what_is_promised_and_on_what_evidence(case: Case) 
     assert c.id in section
     assert c.how_to_check in section
     assert "drawn independently from one distribution" in section
+
+
+def test_the_certified_points_are_listed_with_what_an_answer_costs_under_each(case: Case) -> None:
+    found = findings(case)
+    if found.certificate is None:
+        assert "t-points" not in [node.attributes.get("id") for node in page(case).every()]
+        return
+    default = found.certificate.default
+    bounds = [ClassBound(label="<i>", alpha=0.05, rows=300, losses=4, p_value=0.01, upper_bound=0.031)]
+    lenient = default.model_copy(update={"alpha": 0.5, "default": False, "losses": 123})
+    several = found.certificate.model_copy(
+        update={
+            "points": [default.model_copy(update={"classes": bounds}), lenient],
+            "left_out": {"0.001": "needs 2,995 calibration rows"},
+        }
+    )
+    told = parse(render(found.model_copy(update={"certificate": several})))
+    served, other = told.by_id("t-points").rows()
+    assert [served[0], other[0], other[2]] == [f"{100 * default.alpha:g}", "50", "123"]
+    section = told.by_id("certificate").text()
+    assert "An answer costs" in section and "No point at alpha = 0.1" in section
+    assert told.by_id("t-class-bounds").rows() == [["<i>", "5", "4", "300", "3.10"]]
 
 
 def test_answers_that_depend_on_the_batch_are_told(case: Case) -> None:
