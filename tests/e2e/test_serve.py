@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 
 import httpx2
 import pytest
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def endpoint(finished_run, lspm):
     port = yaml.safe_load(finished_run.read_text())["serve"]["port"]
-    started = lspm("serve", finished_run, "--detach")
+    started = lspm("serve", finished_run, "--detach", "serve.audit.share=1")
     assert started.returncode == 0, started.stderr
     yield f"http://127.0.0.1:{port}"
     stopped = lspm("stop", finished_run)
@@ -56,6 +57,25 @@ def test_file_gives_the_same_answers_with_and_without_the_endpoint(endpoint, fin
         answers[name] = sorted((r["text"], r["label"], r["variant"], r["escalated"]) for r in rows)
     assert len(answers["online"]) == 40
     assert answers["online"] == answers["offline"]
+
+
+def test_live_traffic_is_audited_and_the_status_page_tells_of_it(endpoint, finished_run, lspm):
+    page = httpx2.get(f"{endpoint}/status")
+    assert page.status_code == 200 and "Nothing that was seen speaks against it" in page.text
+    deadline = time.monotonic() + 60
+    while httpx2.get(f"{endpoint}/v1/audit").json()["rows"] < 20:
+        assert time.monotonic() < deadline, httpx2.get(f"{endpoint}/v1/audit").json()
+        time.sleep(0.2)
+    found = lspm("audit", finished_run)
+    while found.returncode == 2 and time.monotonic() < deadline:  # the ledger is written every few seconds
+        found = lspm("audit", finished_run)
+    assert found.returncode == 0 and ": holds" in found.stdout, found.stdout + found.stderr
+
+
+def test_the_certificate_is_verified(finished_run, lspm):
+    found = lspm("verify", finished_run)
+    assert found.returncode == 0, found.stdout
+    assert found.stdout.splitlines()[-1].startswith("ok: ")
 
 
 def test_a_taken_port_is_named(endpoint, finished_run, lspm):
