@@ -194,22 +194,22 @@ def _run(steps: list[_Step], store: ArtifactStore, report: Report) -> list[Artif
         missing = [step.model_copy(update={"threads": threads}) for step in missing]
         # A step that trains on workers of its own only waits for them: reserving CPUs for it could starve them.
         cpus = [0 if step.workers and step.teacher else step.threads for step in missing]
-        gpus = 1 if totals()["GPU"] >= 1 else 0
+        gpus = [_gpus(step) if totals()["GPU"] >= 1 else 0 for step in missing]
         with channel(report) as remote:
             # One process per step: ONNX export and torch leave memory and thread settings behind.
             task = ray.remote(max_calls=1, max_retries=1)(_make)
             references = [
-                task.options(num_cpus=cpu, num_gpus=0 if step.workers and not _needs_gpu(step) else gpus).remote(
-                    step.model_dump(mode="json"), remote
-                )
-                for step, cpu in zip(missing, cpus, strict=True)
+                task.options(num_cpus=cpu, num_gpus=gpu).remote(step.model_dump(mode="json"), remote)
+                for step, cpu, gpu in zip(missing, cpus, gpus, strict=True)
             ]
             _results(references)
     return [store.get(f"{STAGE}-{step.key}") for step in steps]
 
 
-def _needs_gpu(step: _Step) -> bool:
-    return Method.make(step.what["step"]).needs_gpu
+def _gpus(step: _Step) -> int:
+    """GPUs of the step's own process: none if its workers have them, or if it has no use for one."""
+    method = Method.make(step.what["step"])
+    return int(method.needs_gpu or (method.uses_gpu and not step.workers))
 
 
 def _results(references: Sequence[Any]) -> list[Any]:

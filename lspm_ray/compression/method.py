@@ -71,6 +71,11 @@ class Method(Plugin):
         return False
 
     @property
+    def uses_gpu(self) -> bool:
+        """Whether a GPU would do something for it: it trains, or its result runs on one alone."""
+        return self.needs_gpu or hasattr(self, "train")
+
+    @property
     def distillation(self) -> DistillConfig | None:
         """Its field `distill`; None of a method that has none."""
         found = getattr(self, "distill", None)

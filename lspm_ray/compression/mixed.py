@@ -30,8 +30,8 @@ class MixedInt8(Method):
             of eight bits can overflow; on others it makes no clear difference (MiniLM-L6), and the variant may be
             served on another machine than it was made on.
         max_divergence: how far the answers may be from those of the float model, in nats (mean KL divergence on
-            training rows); the most sensitive parts stay float until that holds. None quantises everything and
-            measures nothing.
+            training rows); the most sensitive parts stay float until that holds, all of them if it must be. None
+            quantises everything and measures nothing.
         sensitivity_rows: training rows that it is measured on.
     """
 
@@ -71,8 +71,7 @@ class MixedInt8(Method):
         parts = list(graph.parts(rule()))
         if self.max_divergence is not None:
             rows: list[Encoded] = training_rows(context.data, first + self.sensitivity_rows)[first:]
-            field = f"{self.name}.max_divergence"
-            table = measure_sensitivity(graph, rule, rows, self.max_divergence, context.threads, context.report, field)
+            table = measure_sensitivity(graph, rule, rows, self.max_divergence, context.threads, context.report)
             write_sensitivity(file.parent, table)
             parts = [part.part for part in table.parts if not part.kept]
         save(graph.rebuilt(rule(), parts), file)
