@@ -106,6 +106,20 @@ class Judge(Plugin):
         return {}
 
 
+class LearnsFromTraining(Judge):
+    """A judge that can do nothing before it has seen training rows."""
+
+    @property
+    def learns(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def reads_training(self) -> bool:
+        """Yes."""
+        return True
+
+
 class Validator(Judge):
     """Scores answers; higher is more trustworthy."""
 

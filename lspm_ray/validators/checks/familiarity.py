@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lspm_ray.validators.contract import Check, Examples, Outputs, State, named, part
+from lspm_ray.validators.contract import Check, Examples, LearnsFromTraining, Outputs, State, named, part
 from lspm_ray.validators.kinds.familiarity import Familiarity as Distance
 
 
-class Familiarity(Check):
+class Familiarity(LearnsFromTraining, Check):
     """Refuses what is less like the training rows than nearly all selection rows: see the validator `familiarity`.
 
     Attributes:
@@ -20,16 +20,6 @@ class Familiarity(Check):
 
     distance: Literal["unigram", "mahalanobis", "knn"] = "unigram"
     share: float = Field(0.01, gt=0, lt=1)
-
-    @property
-    def learns(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def reads_training(self) -> bool:
-        """Yes."""
-        return True
 
     def fit(self, examples: Examples) -> dict[str, NDArray[Any]]:
         """The arrays of the validator, and limit [1]."""

@@ -5,11 +5,11 @@ from typing import Any
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lspm_ray.validators.contract import Check, Examples, Outputs, State
+from lspm_ray.validators.contract import Check, Examples, LearnsFromTraining, Outputs, State
 from lspm_ray.validators.seen import seen_tokens, unseen_share
 
 
-class KnownTokens(Check):
+class KnownTokens(LearnsFromTraining, Check):
     """Refuses what is mostly new.
 
     Attributes:
@@ -17,16 +17,6 @@ class KnownTokens(Check):
     """
 
     max_unseen: float = Field(0.1, ge=0, le=1)
-
-    @property
-    def learns(self) -> bool:
-        """It has to know the training rows' tokens."""
-        return True
-
-    @property
-    def reads_training(self) -> bool:
-        """Yes."""
-        return True
 
     def fit(self, examples: Examples) -> dict[str, NDArray[Any]]:
         """seen: uint8 [largest token id + 1]."""

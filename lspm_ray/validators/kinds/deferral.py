@@ -8,7 +8,7 @@ from pydantic import Field
 from scipy.special import logsumexp, xlogy
 
 from lspm_ray.validators.boosting import fit_trees, sum_of_trees
-from lspm_ray.validators.contract import Examples, Floats, Outputs, State, Validator
+from lspm_ray.validators.contract import Examples, Floats, LearnsFromTraining, Outputs, State, Validator
 from lspm_ray.validators.logistic import fit_logistic, log_odds
 from lspm_ray.validators.seen import seen_tokens, unseen_share
 
@@ -18,7 +18,7 @@ _TIES = 1e-3
 """Weight of the probability's log odds beside the trees, whose sums take few values."""
 
 
-class Deferral(Validator):
+class Deferral(LearnsFromTraining, Validator):
     """Log odds that accepting is no loss, learnt on the selection rows.
 
     It sees the largest three probabilities as log odds, the lead, entropy, energy, length and the share of unseen
@@ -31,16 +31,6 @@ class Deferral(Validator):
 
     model: Literal["logistic", "boosting"] = "logistic"
     strength: float = Field(5.0, gt=0)
-
-    @property
-    def learns(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def reads_training(self) -> bool:
-        """For the tokens that are seen."""
-        return True
 
     def fit(self, examples: Examples) -> dict[str, NDArray[Any]]:
         """seen, and the arrays of the model."""

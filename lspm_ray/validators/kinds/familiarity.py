@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lspm_ray.tasks import Encoded
-from lspm_ray.validators.contract import Examples, Floats, Outputs, State, Validator
+from lspm_ray.validators.contract import Examples, Floats, LearnsFromTraining, Outputs, State, Validator
 from lspm_ray.validators.embedding import embed, fit_embedding
 
 _SHRINK = 0.1
@@ -16,7 +16,7 @@ _SHRINK = 0.1
 _REFERENCES = 2000
 
 
-class Familiarity(Validator):
+class Familiarity(LearnsFromTraining, Validator):
     """How like the training rows a text is.
 
     `unigram`: mean log probability of its tokens by their counts in training (one is added to each). The others are
@@ -42,16 +42,6 @@ class Familiarity(Validator):
         if self.buckets & (self.buckets - 1):
             raise ValueError("buckets must be a power of two")
         return self
-
-    @property
-    def learns(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def reads_training(self) -> bool:
-        """Yes."""
-        return True
 
     def fit(self, examples: Examples) -> dict[str, NDArray[Any]]:
         """`log_probabilities`; or projection, and `whitening` with `means`, or `references`."""

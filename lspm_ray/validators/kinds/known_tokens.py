@@ -5,11 +5,11 @@ from typing import Any
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lspm_ray.validators.contract import Examples, Floats, Outputs, State, Validator
+from lspm_ray.validators.contract import Examples, Floats, LearnsFromTraining, Outputs, State, Validator
 from lspm_ray.validators.seen import seen_tokens, unseen_share
 
 
-class KnownTokens(Validator):
+class KnownTokens(LearnsFromTraining, Validator):
     """Share of tokens that occur in the training rows.
 
     Attributes:
@@ -17,16 +17,6 @@ class KnownTokens(Validator):
     """
 
     min_rows: int = Field(1, ge=1)
-
-    @property
-    def learns(self) -> bool:
-        """It has to know the training rows' tokens."""
-        return True
-
-    @property
-    def reads_training(self) -> bool:
-        """Yes."""
-        return True
 
     def fit(self, examples: Examples) -> dict[str, NDArray[Any]]:
         """seen: uint8 [largest token id + 1]."""

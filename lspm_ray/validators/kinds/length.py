@@ -5,23 +5,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lspm_ray.validators.contract import Examples, Floats, Outputs, State, Validator
+from lspm_ray.validators.contract import Examples, Floats, LearnsFromTraining, Outputs, State, Validator
 
 _NARROWEST = 0.1
 
 
-class Length(Validator):
+class Length(LearnsFromTraining, Validator):
     """Negative distance of the logarithm of the number of tokens to its median in training, in quartile ranges."""
-
-    @property
-    def learns(self) -> bool:
-        """It has to know what is usual."""
-        return True
-
-    @property
-    def reads_training(self) -> bool:
-        """Yes."""
-        return True
 
     def fit(self, examples: Examples) -> dict[str, NDArray[Any]]:
         """quartiles: of log(1 + tokens), float64 [3]."""
