@@ -68,7 +68,7 @@ class Auditor:
         rules: of the plan.
         encode: tokenises.
         full: the full model; asked for one text at a time.
-        idle: whether the full model has nothing to do for users.
+        idle: whether no user of this router waits for a model.
         keeper: of the ledger.
         metrics: counts.
         revoked: what is known at the start.

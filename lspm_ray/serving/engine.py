@@ -141,7 +141,7 @@ class Engine:
         max_alpha: overload leads to no more lenient point than this; None: to every certified one.
         state: what validator and checks have learnt.
         full: the full model, where it is not the plan's last one.
-        audit: makes the auditor, given the full model and whether it has nothing to do; it may say why there is none.
+        audit: makes the auditor, given the full model and whether no user waits here; it may say why there is none.
     """
 
     def __init__(
@@ -182,7 +182,8 @@ class Engine:
             behind = last if full is None else Batcher[Encoded, Logits](full.stage, max_batch_size, calls, max_waiting)
             own = plan.stages[-1]
             end = full or Full(own.model.name, own.temperature, stages[-1], own.calibrator)
-            self._audit = audit(end, lambda: behind.idle)
+            # Models that share a machine share its CPUs: the full model waits for the users of all of them.
+            self._audit = audit(end, lambda: self._first.idle and last.idle and behind.idle)
             if isinstance(self._audit, Auditor):
                 batched = dataclasses.replace(end, stage=behind.submit)
                 self._audit.on_revoked(lambda: self._cascade.revoke(batched))
