@@ -93,12 +93,13 @@ def verify_command(
     resample: Annotated[
         int, typer.Option("--resample", min=0, metavar="N", help="repeat the procedure N times on the held-out rows")
     ] = 0,
+    every: Annotated[bool, typer.Option("--all", help="show all checks, not only the promises and what fails")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Recompute every number of plan and certificate. Exits with 0 (holds), 1 (does not) or 2 (cannot be read)."""
     from lspm_ray.commands.verify import verify_command
 
-    raise typer.Exit(verify_command(what, overrides or [], runs=resample, as_json=as_json))
+    raise typer.Exit(verify_command(what, overrides or [], runs=resample, every=every, as_json=as_json))
 
 
 @app.command("certify")

@@ -23,6 +23,9 @@ def test_exit_codes_words_and_json(tmp_path: Path, capsys: pytest.CaptureFixture
     assert lspm("verify", artifact.uri) == 0
     shown = capsys.readouterr().out
     assert "point 0.02: p-value" in shown and shown.splitlines()[-1].startswith("ok: ")
+    assert "corpus: made of" not in shown and "more: files and their digests" in shown
+    assert lspm("verify", artifact.uri, "--all") == 0
+    assert "corpus: made of" in capsys.readouterr().out
     assert lspm("verify", artifact.uri, "--json", "--resample", "2") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["ok"] and document["resampled"]["drawn"]["runs"] == 2

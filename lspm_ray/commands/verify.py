@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,18 @@ from lspm_ray.selection.resample import Resampled
 from lspm_ray.selection.verify import Verdict, resample_task, verify
 
 _WIDTH = 48
+_DIGEST = re.compile("[0-9a-f]{64}")
+_PROMISES = ("point ", "calibration rows")
 
 
-def verify_command(what: str, overrides: Sequence[str], *, runs: int, as_json: bool) -> int:
+def verify_command(what: str, overrides: Sequence[str], *, runs: int, every: bool, as_json: bool) -> int:
     """Verify the plan of a configuration, or the one at a path or URI, and print what was found.
 
     Args:
         what: configuration file, or directory or URI of a select artifact.
         overrides: of the configuration.
         runs: rounds of resampling; 0 for none.
+        every: show all checks, not only those of the promises and those that fail.
         as_json: print JSON instead of words.
 
     Returns:
@@ -41,7 +45,7 @@ def verify_command(what: str, overrides: Sequence[str], *, runs: int, as_json: b
     if as_json:
         print(json.dumps(_document(verdict, found, ok), indent=1))
     else:
-        _show(verdict, found)
+        _show(verdict, found, every=every)
     return 0 if ok else 1
 
 
@@ -64,9 +68,12 @@ def _document(verdict: Verdict, found: Resampled | None, ok: bool) -> dict[str, 
     return verdict.model_dump(mode="json") | {"ok": ok, "resampled": resampled}
 
 
-def _show(verdict: Verdict, found: Resampled | None) -> None:
+def _show(verdict: Verdict, found: Resampled | None, *, every: bool) -> None:
     print(verdict.uri)
-    table(["check", "found", "stated", ""], [_row(check) for check in verdict.checks])
+    shown = [check for check in verdict.checks if every or not check.ok or check.what.startswith(_PROMISES)]
+    table(["check", "found", "stated", ""], [_row(check) for check in shown])
+    if others := len(verdict.checks) - len(shown):
+        print(f"and {others} more: files and their digests, splits, outputs, the plan's numbers (--all shows them)")
     if not verdict.same_hardware:
         print(
             "this is other hardware than the plan's: its latencies and costs say nothing here; the bound holds as far"
@@ -104,4 +111,6 @@ def _row(check: Check) -> list[str]:
 
 def _short(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if _DIGEST.fullmatch(text):
+        return text[:12]
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
