@@ -352,6 +352,7 @@ class Cascade:
         first_timeout_s: how long the first of two stages may take.
         gate: says when the last of two stages can take no more; None: it always can.
         max_alpha: overload leads to no more lenient point than this; None: to every certified one.
+        full: the full model, where it is there beside the plan's own stages.
     """
 
     def __init__(
@@ -362,6 +363,7 @@ class Cascade:
         first_timeout_s: float | None = None,
         gate: Admission | None = None,
         max_alpha: float | None = None,
+        full: Full | None = None,
     ) -> None:
         if len(stages) != len(rules.plan.stages):
             raise ValueError(f"the plan has {len(rules.plan.stages)} stages, got functions for {len(stages)}")
@@ -371,11 +373,12 @@ class Cascade:
         self.first_timeout_s = first_timeout_s
         self.gate = gate
         self.max_alpha = max_alpha
-        self._full: Full | None = None
+        self.full = full
+        self._takes_over: Full | None = None
 
     def revoke(self, full: Full) -> None:
         """The certificate no longer holds: from now on the full model answers everything."""
-        self._full = full
+        self._takes_over = full
 
     def check(self, needs: Needs) -> None:
         """Refuse what cannot be given, before any work; the full model, which answers all once revoked, gives anything.
@@ -383,7 +386,7 @@ class Cascade:
         Raises:
             NotServed: says what is not there.
         """
-        if self._full is None:
+        if self._takes_over is None and not (needs.full and self.full is not None):
             self.rules.check(needs)
 
     async def answer(self, texts: Sequence[str], needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
@@ -403,12 +406,12 @@ class Cascade:
         return await self.finish(verdicts, needs)
 
     async def skip(self, texts: Sequence[str]) -> Verdicts:
-        """Leave the texts to the last stage without asking the first.
+        """Leave the texts to the full model without asking the first stage.
 
         Raises:
             StageDown: the only stage failed.
         """
-        if self.rules.alone:
+        if self.rules.alone and self.full is None:
             return await self.judge(texts)
         return self.rules.refuse(await self.encode(texts), "requested")
 
@@ -420,10 +423,10 @@ class Cascade:
             StageDown: the only stage failed.
         """
         inputs = await self.encode(texts)
-        if self._full is not None:
+        if self._takes_over is not None:
             return self.rules.refuse(inputs, "revoked")
         if self.rules.alone:
-            return self.rules.judge(inputs, await self._ask(self._final, inputs), texts)
+            return self.rules.judge(inputs, await self._ask(self._final(NO_NEEDS), inputs), texts)
         try:
             async with asyncio.timeout(self.first_timeout_s):
                 logits = await self.stages[0](inputs)
@@ -455,7 +458,7 @@ class Cascade:
             rest = np.flatnonzero(escalated).tolist()
             if len(rest) == rows:
                 continue  # a point that helps none of these texts
-            rows, final = len(rest), self._final
+            rows, final = len(rest), self._final(needs)
             try:
                 return self._answers(verdicts, await self._escalated(decided, rest, needs, final), ladder, final)
             except QueueFull as error:
@@ -463,8 +466,8 @@ class Cascade:
         raise refused
 
     def _escalates(self, reason: Reason | None) -> bool:
-        """Whether the model with the last word answers: of a single model's own answers only those after its end."""
-        return reason is not None and (not self.rules.alone or reason == "revoked")
+        """Whether the model with the last word answers, which is another than a variant that serves alone."""
+        return reason is not None and (not self.rules.alone or reason in ("revoked", "requested"))
 
     async def _escalated(self, verdicts: Verdicts, rest: Sequence[int], needs: Needs, final: Full) -> Verdicts:
         """With the last model's probabilities in the rows of `rest`."""
@@ -484,11 +487,14 @@ class Cascade:
         found[rest] = probabilities(logits, final.temperature, final.calibrator)
         return replace(verdicts, probabilities=found)
 
-    @property
-    def _final(self) -> Full:
+    def _final(self, needs: Needs) -> Full:
         """The model with the last word."""
+        if self._takes_over is not None:
+            return self._takes_over
+        if needs.full and self.full is not None:
+            return self.full
         last = self.rules.plan.stages[-1]
-        return self._full or Full(last.model.name, last.temperature, self.stages[-1], last.calibrator)
+        return Full(last.model.name, last.temperature, self.stages[-1], last.calibrator)
 
     async def _ask(self, model: Full, inputs: Sequence[Encoded]) -> Logits:
         logits = await model.stage(inputs)

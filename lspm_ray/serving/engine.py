@@ -174,12 +174,18 @@ class Engine:
         stages = [_timed(stage, name, metrics) for stage, name in zip(stages, names, strict=True)]
         last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, max_waiting)
         gate = Gate(last, budget, _now)
+        behind = last if full is None else Batcher[Encoded, Logits](full.stage, max_batch_size, calls, max_waiting)
         self._cascade = Cascade(
-            Rules.of(plan, state), encode, [*stages[:-1], last.submit], first_timeout_s, gate=gate, max_alpha=max_alpha
+            Rules.of(plan, state),
+            encode,
+            [*stages[:-1], last.submit],
+            first_timeout_s,
+            gate=gate,
+            max_alpha=max_alpha,
+            full=None if full is None else dataclasses.replace(full, stage=behind.submit),
         )
         self._audit: Auditor | str = "no audit: the plan has no certificate" if certificate is None else "no audit"
         if audit is not None:
-            behind = last if full is None else Batcher[Encoded, Logits](full.stage, max_batch_size, calls, max_waiting)
             own = plan.stages[-1]
             end = full or Full(own.model.name, own.temperature, stages[-1], own.calibrator)
             # Models that share a machine share its CPUs: the full model waits for the users of all of them.
@@ -204,7 +210,7 @@ class Engine:
             cleaned = await asyncio.to_thread(clean, texts, self.plan.max_characters)
         else:
             cleaned = clean(texts, self.plan.max_characters)
-        if needs.full and not self._cascade.rules.alone:
+        if needs.full and not (self._cascade.rules.alone and self._cascade.full is None):
             return await self._cascade.skip(cleaned)
         return await (self._cascade.judge(cleaned) if long else self._first.submit(cleaned))
 

@@ -345,3 +345,20 @@ def test_what_overload_does_counts_as_no_loss_and_other_points_are_left_out(
         assert [evidence["losses"] for evidence in status["evidence"]] == [0]
 
     asyncio.run(scenario())
+
+
+def test_the_full_model_that_is_there_for_the_audit_answers_those_who_ask_for_it(
+    bundle: Bundle, strict: Certificate, place: Place
+) -> None:
+    first = bundle.plan.stages[0].model_copy(update={"threshold": None})
+    default = bundle.plan.points[0].model_copy(update={"threshold": None, "escalation_rate": 0.0})
+    alone = replace(bundle, plan=bundle.plan.model_copy(update={"stages": [first], "points": [default]}))
+
+    async def scenario() -> None:
+        router = Endpoint(alone, strict, place).router("one")
+        (answer,) = await router.answer(["love it"])
+        assert (answer.variant, answer.escalated, answer.alpha) == (first.model.name, False, default.alpha)
+        (answer,) = await router.answer(["love it"], Needs(full=True))
+        assert (answer.variant, answer.reason, answer.alpha) == ("full", "requested", None)
+
+    asyncio.run(scenario())
