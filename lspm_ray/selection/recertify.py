@@ -171,7 +171,12 @@ def latest(artifact: Artifact, store: ArtifactStore) -> Artifact:
 
 
 def _rows(config: DataConfig) -> Iterator[Any]:
-    for file in resolve(config):
+    try:
+        files = resolve(config)
+    except DataError as error:
+        error.field = "--labels"
+        raise
+    for file in files:
         check_present(config, peek(file, config)[0], file)
         yield from read_unit(Unit(0, file, 0, 1), config)
 
