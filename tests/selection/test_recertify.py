@@ -85,7 +85,9 @@ def test_what_cannot_be_certified_leaves_everything_as_it_was(world: World, tmp_
     with pytest.raises(CertificateError, match="needs at least 149 calibration rows, there are 100"):
         certify(world, first, labelled(tmp_path / "few.csv", fresh(100)))
     with pytest.raises(DataError, match="--labels: no such file"):
-        certify(world, first, DataConfig.parse({"source": str(tmp_path / "nothing.csv"), "text": "text"}))
+        certify(
+            world, first, DataConfig.parse({"source": str(tmp_path / "none.csv"), "text": "text", "label": "label"})
+        )
     with pytest.raises(DataError, match="the plan has no such label"):
         certify(world, first, labelled(tmp_path / "odd.csv", [("a text", "odd")]))
     texts = read_split(world.data, "selection", ["text"])["text"].to_pylist()
