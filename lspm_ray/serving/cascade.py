@@ -22,9 +22,10 @@ from lspm_ray.corpus.clean import normalize
 from lspm_ray.evaluation.calibration import Calibrator, probabilities
 from lspm_ray.selection.conformal import names as label_set_names
 from lspm_ray.selection.plan import Plan
-from lspm_ray.selection.scorer import Scorer
+from lspm_ray.selection.scorer import Scorer, stage_name
 from lspm_ray.tasks import Encoded, Task
 from lspm_ray.validators import Check, State, Validator
+from lspm_ray.validators.contract import part
 
 Logits = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Awaitable[list[Encoded]]]
@@ -231,7 +232,8 @@ class Rules:
         """
         first = plan.stages[0]
         validator, checks = Validator.make(plan.validator), [Check.make(spec) for spec in plan.checks]
-        scorer = Scorer(plan.labels, validator, checks, first.temperature, first.calibrator, state or {})
+        learnt = part(state or {}, stage_name(0))
+        scorer = Scorer(plan.labels, validator, checks, first.temperature, first.calibrator, learnt)
         return cls(plan, Task.make(plan.task), scorer)
 
     @property

@@ -30,7 +30,7 @@ def forgetful(*, sure: bool) -> Rows:
     full = np.where(labels[:, None] == np.arange(2), 3.0, -3.0).astype(np.float32)
     cheap = full.copy()
     cheap[RARE][:25] *= -1.0 if sure else -0.01
-    return Rows(labels, cheap, full, full, [np.array([1])] * 1000)
+    return Rows(labels, [cheap, full], full, [np.array([1])] * 1000)
 
 
 def promise(**limits: float | None) -> Promise:
@@ -42,7 +42,7 @@ def promise(**limits: float | None) -> Promise:
 
 def estimated(*, sure: bool, **limits: float | None):
     rows = forgetful(sure=sure)
-    return estimate(CHEAP, FULL, rows, scorer(rows), promise(**limits))
+    return estimate([CHEAP, FULL], rows, [scorer(rows)], promise(**limits))
 
 
 def scorer(rows: Rows) -> Scorer:
@@ -67,16 +67,16 @@ def test_what_is_escalated_is_not_forgotten() -> None:
     """The gate looks at the answers that leave the cascade: here the last model gives those that would be lost."""
     found = forgetful(sure=False)
     scores = found.scores(Scorer(NAMES, Validator.make("max_probability")))
-    accepted = scores > 0.9
-    assert broken_limits([CHEAP, FULL], found, accepted, Constraints(), NAMES) == []
-    assert len(broken_limits([CHEAP], found, np.ones_like(accepted), Constraints(), NAMES)) == 1
-    assert [c.verdict for c in found.changes(accepted, NAMES, 0.05)] == ["kept", "cannot be told"]
+    by = np.where(scores > 0.9, 0, 1)
+    assert broken_limits([CHEAP, FULL], found, by, Constraints(), NAMES) == []
+    assert len(broken_limits([CHEAP], found, np.zeros_like(by), Constraints(), NAMES)) == 1
+    assert [c.verdict for c in found.changes(by, NAMES, 0.05)] == ["kept", "cannot be told"]
 
 
 def test_a_drop_that_could_be_chance_rejects_nothing() -> None:
     found = forgetful(sure=True)
     found.first[RARE][9:25] *= -1  # 9 of 100 are left
-    everything = np.ones(1000, dtype=bool)
+    everything = np.zeros(1000, dtype=np.int64)
     assert found.changes(everything, NAMES, 0.05)[1].lost == 9
     assert broken_limits([CHEAP], found, everything, Constraints(), NAMES) == []
 
@@ -89,7 +89,7 @@ def restless(changed: int) -> Speed:
 
 
 def test_a_variant_whose_answers_depend_on_the_batch_is_rejected_the_full_model_is_not() -> None:
-    found, nobody = forgetful(sure=False), np.zeros(1000, dtype=bool)
+    found, nobody = forgetful(sure=False), np.ones(1000, dtype=np.int64)
     full, cheap = Model("full", 1.0, restless(9)), Model("cheap", 0.1, restless(2))
     assert broken_limits([full], found, nobody, Constraints(), NAMES) == []
     reasons = broken_limits([cheap, full], found, nobody, Constraints(), NAMES)

@@ -17,16 +17,17 @@ from tests.selection.test_select import logits_for
 def pooled(n: int) -> Rows:
     labels = np.random.default_rng(0).integers(2, size=n)
     full = logits_for(labels, 0.97, False, 1)
-    return Rows(labels, logits_for(labels, 0.93, False, 2), full, full, [np.array([1])] * n)
+    return Rows(labels, [logits_for(labels, 0.93, False, 2), full], full, [np.array([1])] * n)
 
 
-def fit_with(validator: str) -> Callable[[Rows], Scorer]:
+def fit_with(validator: str) -> Callable[[Rows], list[Scorer]]:
     config = SelectConfig.parse({"validator": validator})
 
-    def fit(selection: Rows) -> Scorer:
+    def fit(selection: Rows) -> list[Scorer]:
         training = Training(selection.inputs, selection.labels)
         judges = config.make_validator(), config.make_checks()
-        return selection.fit_scorer(*judges, config.calibrator, config.risk, ["no", "yes"], lambda: training)
+        rest = config.calibrator, config.risk, ["no", "yes"], lambda: training
+        return [selection.fit_scorer(*judges, *rest, stage) for stage in range(len(selection.stages) - 1)]
 
     return fit
 
