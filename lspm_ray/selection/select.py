@@ -117,7 +117,7 @@ class SelectConfig(Config):
     conformal: ConformalConfig | None = None
     grid_size: int = Field(200, ge=2)
     min_saving: float = Field(0.1, ge=0, lt=1)
-    max_stages: Literal[2, 3] = 2
+    max_stages: Literal[2, 3] = 3
     min_gain_of_third: float = Field(0.1, ge=0, lt=1)
     constraints: Constraints = Constraints()
     first: str | None = None
