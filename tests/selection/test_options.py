@@ -104,7 +104,11 @@ def pair(first: str, last: str | None, cost: float, escalation_rate: float, reje
 
 def test_the_best_pairs_are_extended_by_every_model_in_its_place() -> None:
     pairs = [pair("small", "full", 0.3, 0.1), pair("bag", "full", 0.42, 0.4), pair("large", "full", 0.6, 0.1)]
-    assert list(triples(pairs, LADDER, 0.0, 0.1)) == [["bag", "small", "full"], ["bag", "large", "full"]]
+    assert list(triples(pairs, LADDER, 0.0, 0.1)) == [
+        ["bag", "small", "full"],
+        ["small", "large", "full"],
+        ["bag", "large", "full"],
+    ]
 
 
 def test_what_is_not_allowed_is_not_extended() -> None:

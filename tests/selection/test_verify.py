@@ -37,9 +37,7 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def sound_three(longer: World) -> Artifact:
-    """Three stages, each of which but the last has learnt something."""
-    learnt = {"validator": "deferral", "calibrator": "vector", "conformal": {"coverage": 0.9}, "points": []}
-    artifact = longer.select(**CONFIG | learnt)
+    artifact = longer.select(**CONFIG | {"conformal": {"coverage": 0.9}})
     assert len(artifact.read_json("plan.json")["stages"]) == 3
     return artifact
 
@@ -137,9 +135,8 @@ def test_every_altered_field_of_a_certificate_of_three_stages_is_found(longer: W
     assert not caught(forged(longer, sound_three, plan, certificate))
     for path in leaves(certificate):
         changed = with_leaf(certificate, path)
-        fitting = json.loads(
-            json.dumps(plan | {"certificate_id": digest_of(changed)[:16], "points": changed["points"]})
-        )
+        repeated = {"certificate_id": digest_of(changed)[:16], "points": changed["points"]}
+        fitting = json.loads(json.dumps(plan | repeated))
         # What the plan repeats is altered with it: only what it rests on can tell.
         for stage, judged in zip(fitting["stages"], [changed, *changed["middle"]], strict=False):
             stage |= {"temperature": judged["temperature"], "calibrator": judged["calibrator"]}
@@ -163,16 +160,21 @@ def test_another_tie_is_another_path(longer: World, sound_three: Artifact) -> No
         fitting = plan | {"certificate_id": digest_of(changed)[:16]}
         wrong = [check.what for check in verify(forged(longer, sound_three, fitting, changed)).checks if not check.ok]
         assert "point 0.02: middle_thresholds" in wrong
+    changed = certificate | {"tie": 1.99}
+    fitting = plan | {"certificate_id": digest_of(changed)[:16]}
+    wrong = [check.what for check in verify(forged(longer, sound_three, fitting, changed)).checks if not check.ok]
+    assert "tie" in wrong
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_what_any_stage_has_learnt_is_learnt_again(longer: World, sound_three: Artifact, stage: int) -> None:
-    plan, certificate = sound_three.read_json("plan.json"), sound_three.read_json("certificate.json")
-    state = load(sound_three.read_bytes("scorer.safetensors"))
+def test_what_any_stage_has_learnt_is_learnt_again(longer: World, stage: int) -> None:
+    sound = longer.select(**CONFIG | {"validator": "deferral"})
+    plan, certificate = sound.read_json("plan.json"), sound.read_json("certificate.json")
+    state = load(sound.read_bytes("scorer.safetensors"))
     state[f"stages.{stage}.validator.weights"] = state[f"stages.{stage}.validator.weights"] * 1.01
     certificate["scorer_digest"] = digest_of_state(save(state))
     plan["certificate_id"] = digest_of(certificate)[:16]
-    made = forged(longer, sound_three, plan, certificate, save(state))
+    made = forged(longer, sound, plan, certificate, save(state))
     wrong = [check.what for check in verify(made).checks if not check.ok]
     assert f"{['cheap', 'middle'][stage]}: what was learnt: validator.weights" in wrong
 
