@@ -17,6 +17,7 @@ from lspm_ray.errors import CertificateError
 from lspm_ray.inference.predictor import Predictor
 from lspm_ray.selection.conformal import ConformalConfig, LabelSets
 from lspm_ray.selection.plan import ModelRef, OperatingPoint, Plan, PlanStage
+from lspm_ray.selection.queueing import Draws, Floats, Station, batch_seconds, simulate
 from lspm_ray.serving.auditor import Auditor
 from lspm_ray.serving.budget import Budget
 from lspm_ray.serving.bundle import Bundle, check_certificate, load_bundle
@@ -372,6 +373,50 @@ def test_under_any_load_every_answer_is_that_of_a_certified_point(
             assert sum(stages[2].rows) <= budget.burst + budget.rate * now() + 1e-6
 
     run(scenario())
+
+
+@dataclass
+class Replicas:
+    """A model on one replica, which computes one call at a time."""
+
+    model: Model
+    seconds: Floats
+
+    def __post_init__(self) -> None:
+        self.free = asyncio.Semaphore(1)
+
+    async def __call__(self, inputs: Sequence[Encoded]) -> Logits:
+        async with self.free:
+            await asyncio.sleep(self.seconds[len(inputs) - 1])
+        return await self.model(inputs)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.8])
+def test_the_planner_s_queues_are_the_engine_s(load: float) -> None:
+    largest, reach = 16, (1.0, 0.3, 0.1)
+    times_s = [batch_seconds(rates, largest) for rates in ({1: 800}, {1: 90, 8: 250}, {1: 30, 8: 60})]
+    stations = [Station(seconds, reach=share) for seconds, share in zip(times_s, reach, strict=True)]
+    rate = load * min(station.capacity for station in stations)
+    draws = Draws.of(1500, seed=3)
+    arrivals = np.cumsum(draws.gaps) / rate
+    texts = ["500/500" if depth < 0.1 else "500/990" if depth < 0.3 else "960/500" for depth in draws.depth]
+    took_s = np.zeros(len(texts))
+
+    async def scenario() -> None:
+        stages = [Replicas(model, seconds) for model, seconds in zip(models(), times_s, strict=True)]
+        made = engine(stages, max_batch_size=largest, max_waiting=10_000)  # type: ignore[arg-type]
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(arrivals[number])
+            await made.answer([texts[number]])
+            took_s[number] = now() - arrivals[number]
+
+        await asyncio.gather(*(one(number) for number in range(len(texts))))
+
+    run(scenario())
+    expected = simulate(stations, rate, draws)
+    assert expected.p50_ms == pytest.approx(1e3 * np.quantile(took_s[150:], 0.5), rel=1e-6)
+    assert expected.p99_ms == pytest.approx(1e3 * np.quantile(took_s[150:], 0.99), rel=0.01)
 
 
 @pytest.fixture(scope="module")
