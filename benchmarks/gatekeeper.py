@@ -156,7 +156,7 @@ def held_out(models: Mapping[str, Artifact], data: Artifact, store: ArtifactStor
     logits = {name: np.concatenate([split[2] for split in splits]) for name, splits in read.items()}
     labels = np.concatenate([split[1] for split in read[FULL]])
     none = [np.zeros(0, dtype=np.int64)] * len(labels)
-    return {name: Rows(labels, logits[name], logits[FULL], logits[FULL], none) for name in models if name != FULL}
+    return {name: Rows(labels, [logits[name], logits[FULL]], logits[FULL], none) for name in models if name != FULL}
 
 
 def certify(rows: Rows) -> dict[str, float]:
@@ -183,7 +183,9 @@ def _divisions(rows: Rows) -> Iterator[tuple[Rows, Rows]]:
 
 
 def _some(rows: Rows, index: Any) -> Rows:
-    return Rows(rows.labels[index], rows.first[index], rows.last[index], rows.full[index], rows.inputs[: len(index)])
+    return Rows(
+        rows.labels[index], [logits[index] for logits in rows.stages], rows.full[index], rows.inputs[: len(index)]
+    )
 
 
 def _summary(

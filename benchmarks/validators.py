@@ -88,7 +88,7 @@ class Held:
         """These rows."""
         rows = self.rows
         inputs = [rows.inputs[row] for row in index.tolist()]
-        return Rows(rows.labels[index], rows.first[index], rows.last[index], rows.full[index], inputs)
+        return Rows(rows.labels[index], [logits[index] for logits in rows.stages], rows.full[index], inputs)
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def _held(arguments: argparse.Namespace) -> Held:
     inputs = [row for split in EVALUATION_SPLITS for row in inputs_of(data, split)]
     full = logits[arguments.full]
     second = logits[arguments.second] if arguments.second else None
-    rows = Rows(truth, logits[arguments.first], full, full, inputs)
+    rows = Rows(truth, [logits[arguments.first], full], full, inputs)
     foreign = None if arguments.foreign is None else _foreign(arguments.foreign, arguments.model)
     return Held(rows, second, label_names(data), training_of(data), foreign)
 
@@ -135,7 +135,7 @@ def _foreign(data: str, model: str) -> Rows:
 
     inputs = inputs_of(open_artifact(data), "selection")[:_FOREIGN]
     logits = load_predictor(open_artifact(model).local(), 1).predict(inputs)
-    return Rows(np.zeros(len(inputs), dtype=np.int64), logits, logits, logits, inputs)
+    return Rows(np.zeros(len(inputs), dtype=np.int64), [logits, logits], logits, inputs)
 
 
 def _of_run(config: Path) -> tuple[Artifact, Mapping[str, Artifact]]:

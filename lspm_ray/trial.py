@@ -22,9 +22,8 @@ from lspm_ray.profiling.profile import examples_of, measure_models
 from lspm_ray.profiling.table import Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.options import Option, Rows, choose
-from lspm_ray.selection.risk import ACCEPT_ALL
 from lspm_ray.selection.scorer import Scorer
-from lspm_ray.selection.select import estimate_pairs, inputs_of, rows, texts_of, training_of, validator_cost
+from lspm_ray.selection.select import estimate_options, inputs_of, rows, texts_of, training_of, validator_cost
 from lspm_ray.settings import Settings
 from lspm_ray.tasks import Task
 from lspm_ray.training.checkpoint import CheckpointStore
@@ -252,19 +251,19 @@ class _Work:
         texts = texts_of(self.data, "selection") if config.reads_texts else None
         training, names = cache(lambda: training_of(self.data)), labels(self.data)
 
-        def rows_of(first: str, last: str) -> Rows:
-            return rows([found[first], found[last], found[FULL]], "selection", inputs, texts)
+        def rows_of(asked: Sequence[str]) -> Rows:
+            return rows([found[name] for name in (*asked, FULL)], "selection", inputs, texts)
 
         @cache
-        def scorer_of(first: str) -> Scorer:
+        def scorer_of(name: str) -> Scorer:
             judges = config.make_validator(), config.make_checks()
-            return rows_of(first, FULL).fit_scorer(*judges, config.calibrator, config.risk, names, training)
+            return rows_of([name]).fit_scorer(*judges, config.calibrator, config.risk, names, training)
 
         some = next((name for name in models if name != FULL), FULL)
-        own = validator_cost(scorer_of(some), rows_of(some, FULL), measured[FULL].speed)
-        options = estimate_pairs(config, measured, rows_of, scorer_of, own, self.report, names)
+        own = validator_cost(scorer_of(some), rows_of([some]), measured[FULL].speed)
+        options = estimate_options(config, measured, rows_of, scorer_of, own, self.report, names)
         chosen, _ = choose(options, config.min_saving if config.first is None else float("-inf"))
-        return _cascade(chosen, rows_of, measured[FULL].seconds, scorer_of)
+        return _cascade(chosen, measured[FULL].seconds)
 
 
 def _member(work: _Work, uri: str, on_epoch: OnEpoch, given: Path | None) -> Outcome:
@@ -284,20 +283,11 @@ def _member(work: _Work, uri: str, on_epoch: OnEpoch, given: Path | None) -> Out
     return Outcome(history, {f"validation.{name}": value for name, value in last.items()})
 
 
-def _cascade(
-    chosen: Option | None,
-    rows_of: Callable[[str, str], Rows],
-    full_s: float,
-    scorer_of: Callable[[str], Scorer],
-) -> dict[str, float]:
+def _cascade(chosen: Option | None, full_s: float) -> dict[str, float]:
     """What the chosen cascade costs; without one the full model answers everything."""
     cost, escalated, drop = 1.0, 0.0, 0.0
     if chosen is not None:
-        found = rows_of(chosen.first, chosen.last or FULL)
-        limit = ACCEPT_ALL if chosen.threshold is None else chosen.threshold
-        accepted = found.scores(scorer_of(chosen.first)) >= limit
-        cost, escalated = chosen.cost, chosen.escalation_rate
-        drop = found.full_accuracy - found.accuracy(accepted)
+        cost, escalated, drop = chosen.cost, chosen.escalation_rate, chosen.accuracy_drop
     return {
         "certified.cost": cost,
         "certified.ms_per_answer": 1e3 * cost * full_s,

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lspm_ray.artifact import Artifact, ArtifactStore, hardware
-from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan, PlanStage
+from lspm_ray.selection.plan import (
+    CERTIFICATE_FILE,
+    PLAN_FILE,
+    Certificate,
+    MiddleStage,
+    ModelRef,
+    OperatingPoint,
+    Plan,
+    PlanStage,
+)
 from lspm_ray.selection.risk import p_value, upper_bound
 from lspm_ray.tasks import Task
 
@@ -133,6 +142,7 @@ def toy_plan(
     first_latency_ms: float = 0.2,
     first: Kind = "bag",
     seed: int = 0,
+    middle: float | None = None,
 ) -> Artifact:
     """A select artifact (plan.json, certificate.json) with its model artifacts, all in `store`.
 
@@ -145,13 +155,20 @@ def toy_plan(
         first_latency_ms: the plan's `batch_1_latency_ms` of the first stage (decides where it is loaded).
         first: architecture of the first variant; the full model is a `bert` with other weights.
         seed: of all weights.
+        middle: threshold of another `bag` between the two; None for none.
     """
     from lspm_ray.validators import Validator
 
     small = _ref("variant-toy", toy_model_artifact(store, "variant-toy", first, labels, seed))
     full = _ref("full", toy_model_artifact(store, "finetune", "bert", labels, seed + 1))
     spec = Validator.make(validator).spec()
-    certificate = _certificate(store, small, full, spec, temperature, threshold)
+    between = []
+    if middle is not None:
+        model = _ref("middle-toy", toy_model_artifact(store, "middle-toy", "bag", labels, seed + 2))
+        between = [
+            PlanStage(model=model, temperature=1.5, threshold=middle, batch_1_latency_ms=2.0, cost=0.2),
+        ]
+    certificate = _certificate(store, small, between, full, spec, temperature, threshold)
     last = PlanStage(model=full, temperature=1.0, threshold=None, batch_1_latency_ms=5.0, cost=1.0)
     head = PlanStage(
         model=small, temperature=temperature, threshold=threshold, batch_1_latency_ms=first_latency_ms, cost=0.02
@@ -160,7 +177,7 @@ def toy_plan(
         labels=list(labels),
         task=Task.make({"task": "text_classification", "max_length": MAX_LENGTH}).spec(),
         validator=spec,
-        stages=[head] if threshold is None else [head, last],
+        stages=[head] if threshold is None else [head, *between, last],
         points=certificate.points,
         certificate_id=certificate.id,
         expected={"escalation_rate": 0.3, "cost": 0.32, "accuracy": 0.9, "full_accuracy": 0.9},
@@ -172,17 +189,23 @@ def toy_plan(
 def _certificate(
     store: ArtifactStore,
     small: ModelRef,
+    between: Sequence[PlanStage],
     full: ModelRef,
     validator: dict[str, Any],
     temperature: float,
     threshold: float | None,
 ) -> Certificate:
     evidence = toy_outputs(store)
+    limits = {
+        "middle_thresholds": [stage.threshold for stage in between],
+        "middle_escalation_rates": [0.1] * len(between),
+    }
     return Certificate(
         delta=0.05,
         risk="regret",
-        points=[toy_point(threshold)],
+        points=[toy_point(threshold).model_copy(update=limits)],
         first=small,
+        middle=[MiddleStage(model=stage.model, temperature=stage.temperature) for stage in between],
         last=None if threshold is None else full,
         full=full,
         validator=validator,

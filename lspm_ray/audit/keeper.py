@@ -21,7 +21,7 @@ from lspm_ray.config import Config
 from lspm_ray.errors import UserError
 from lspm_ray.evaluation.outputs import read_outputs
 from lspm_ray.selection.plan import Certificate
-from lspm_ray.selection.select import certified_scorer, inputs_of, read_plan, texts_of
+from lspm_ray.selection.select import certified_scorers, inputs_of, read_plan, texts_of
 
 LEDGER_FILE = "ledger.json"
 REFERENCE_FILE = "reference.json"
@@ -221,7 +221,7 @@ def calibration_reference(certificate: Certificate, plan: Artifact) -> Reference
     data = open_beside(corpus.uri, plan)
     inputs = inputs_of(data, "calibration")
     _, _, logits = read_outputs(open_beside(counted[certificate.first.name].uri, plan), "calibration")
-    scorer = certified_scorer(plan, read_plan(plan)[0], certificate)
+    scorer = certified_scorers(plan, read_plan(plan)[0], certificate)[0]
     fine = np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist()
     texts = texts_of(data, "calibration") if scorer.reads_texts else None
     some = None if texts is None else [texts[row] for row in fine]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lspm_ray.page.markup import Child, Html, element, name
 from lspm_ray.report import words
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.grid import cell, head, missing, row, table
 from lspm_ray.selection.plan import ClassBound, OperatingPoint
-from lspm_ray.selection.risk import cascade_cost
+from lspm_ray.selection.risk import cost_of_stages
 
 
 def points(findings: Findings) -> list[Child]:
@@ -38,22 +40,24 @@ def _table(findings: Findings) -> Html:
 
 def _row(findings: Findings, point: OperatingPoint) -> Html:
     cells = [
-        missing("every answer is accepted") if point.threshold is None else cell(f"{point.threshold:.6g}"),
+        missing("every answer is accepted") if point.threshold is None else cell(_listed(point.thresholds)),
         cell(words.count(point.losses)),
         cell(words.significant(point.p_value, 2) if point.p_value >= 1e-4 else f"{point.p_value:.1e}"),
         cell(words.percent(point.upper_bound, 2)),
         cell(words.percent(1 - point.level)),
-        cell(words.percent(point.escalation_rate)),
+        cell(", ".join(words.percent(share) for share in point.shares) or "0"),
         cell(words.times(_total(findings, point))),
     ]
     return row(f"{100 * point.alpha:g}", cells, "served" if point.default else None)
 
 
+def _listed(thresholds: Sequence[float | None]) -> str:
+    return ", ".join(words.MISSING if threshold is None else f"{threshold:.6g}" for threshold in thresholds)
+
+
 def _total(findings: Findings, point: OperatingPoint) -> float:
-    stages = findings.plan.stages
-    if len(stages) == 1:
-        return stages[0].cost
-    return cascade_cost(stages[0].cost, _validator(findings), point.escalation_rate, stages[-1].cost)
+    costs = [stage.cost for stage in findings.plan.stages]
+    return cost_of_stages(costs[: len(point.shares) + 1], _validator(findings), point.shares)
 
 
 def _validator(findings: Findings) -> float:
@@ -65,15 +69,12 @@ def _cost(findings: Findings) -> list[Child]:
     first = stages[0]
     if len(stages) == 1 or default is None:
         return [f"An answer costs {words.times(first.cost)} of one of the full model."]
-    last = stages[-1]
-    return [
-        f"An answer costs {words.times(first.cost)} (",
-        name(first.model.name),
-        f") + {words.times(_validator(findings))} (validator) + {words.percents(default.escalation_rate)} of "
-        f"{words.times(last.cost)} (",
-        name(last.model.name),
-        f") = {words.times(_total(findings, default))} of one of the full model.",
-    ]
+    parts: list[Child] = [f"An answer costs {words.times(first.cost)} (", name(first.model.name), ")"]
+    judged = ["for all", *(f"for {words.percents(share)}" for share in default.shares)]
+    for stage, share, before in zip(stages[1:], default.shares, judged, strict=False):
+        parts.append(f" + {words.times(_validator(findings))} (validator, {before})")
+        parts += [f" + {words.percents(share)} of {words.times(stage.cost)} (", name(stage.model.name), ")"]
+    return [*parts, f" = {words.times(_total(findings, default))} of one of the full model."]
 
 
 def _classes(point: OperatingPoint) -> list[Child]:

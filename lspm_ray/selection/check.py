@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from lspm_ray.config import Config
-from lspm_ray.selection.plan import Certificate, ClassBound, OperatingPoint, Plan
+from lspm_ray.selection.plan import Certificate, ClassBound, MiddleStage, OperatingPoint, Plan
 from lspm_ray.selection.risk import p_value, upper_bound
 
 _RELATIVE = 1e-9
@@ -62,12 +63,10 @@ def agreement(plan: Plan, certificate: Certificate) -> Iterator[Check]:
         yield compare(f"first.{field}", getattr(certificate.first, field), getattr(stages[0].model, field))
         last = stages[-1].model if len(stages) > 1 else None
         yield compare(f"last.{field}", getattr(certificate.last, field, None), getattr(last, field, None))
-    middle = [(stage.model.name, stage.model.digest, stage.temperature, stage.threshold) for stage in stages[1:-1]]
-    certified = [
-        (stage.model.name, stage.model.digest, stage.temperature, threshold)
-        for stage, threshold in zip(certificate.middle, default.middle_thresholds, strict=False)
-    ]
-    yield compare("middle", certified, middle)
+    certified = [] if certificate.last is None else [dump(stage) for stage in certificate.middle]
+    served = [MiddleStage(model=s.model, temperature=s.temperature, calibrator=s.calibrator) for s in stages[1:-1]]
+    yield compare("middle", certified, [dump(stage) for stage in served])
+    yield compare("middle thresholds", default.middle_thresholds, [stage.threshold for stage in stages[1:-1]])
     yield compare("points", [dump(point) for point in certificate.points], [dump(point) for point in plan.points])
 
 
@@ -88,12 +87,15 @@ def arithmetic(certificate: Certificate) -> Iterator[Check]:
             yield compare(f"{name}: p-value", p, stated.p_value)
             yield compare(f"{name}: upper bound", upper_bound(stated.losses, rows, point.level), stated.upper_bound)
             yield _holds(f"{name}: certified", f"p = {p:.4g}", f"level {point.level:.4g}", p <= point.level)
-        yield _holds(f"{of}: escalation", "share of rows", point.escalation_rate, 0 <= point.escalation_rate <= 1)
+        passed_on = [1.0, point.escalation_rate, *point.middle_escalation_rates, 0.0]
+        falling = all(a >= b for a, b in pairwise(passed_on))
+        yield _holds(f"{of}: escalation", "shares of rows that fall from stage to stage", passed_on[1:-1], falling)
         if point.threshold is None:
             yield compare(f"{of}: without threshold nothing is escalated", 0.0, point.escalation_rate)
-    for a, b in zip(certificate.points, certificate.points[1:], strict=False):
-        stricter = _limit(a) >= _limit(b)
-        yield _holds(f"points {a.alpha:g} and {b.alpha:g}: thresholds", "descending", [_limit(a), _limit(b)], stricter)
+    for a, b in pairwise(certificate.points):
+        strict, lenient = _limits(a), _limits(b)
+        falling = all(x >= y for x, y in zip(strict, lenient, strict=False))
+        yield _holds(f"points {a.alpha:g} and {b.alpha:g}: thresholds", "descending", [strict, lenient], falling)
 
 
 def document_checks(plan: Plan, certificate: Certificate) -> list[Check]:
@@ -101,8 +103,8 @@ def document_checks(plan: Plan, certificate: Certificate) -> list[Check]:
     return [*agreement(plan, certificate), *arithmetic(certificate)]
 
 
-def _limit(point: OperatingPoint) -> float:
-    return -np.inf if point.threshold is None else point.threshold
+def _limits(point: OperatingPoint) -> list[float]:
+    return [-np.inf if threshold is None else threshold for threshold in point.thresholds]
 
 
 def _holds(what: str, found: Any, stated: Any, ok: bool) -> Check:

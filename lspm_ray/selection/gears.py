@@ -21,7 +21,7 @@ from lspm_ray.profiling.table import ProfileTable, Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.plan import OperatingPoint, Plan
 from lspm_ray.selection.queueing import Draws, Seen, Station, batch_seconds, simulate, spread
-from lspm_ray.selection.risk import cascade_cost
+from lspm_ray.selection.risk import cost_of_stages
 from lspm_ray.selection.select import read_plan
 
 STAGE = "gears"
@@ -139,8 +139,8 @@ class GearTable(Config):
         shifts: by rate, rising.
         machine_cpus: CPUs of the machine where the models were measured: a gear with more needs more machines, and
             where models share CPUs they are slower than planned.
-        prerouting_saves_at_most: share of the cost that sending hard texts past the first model could save, were it
-            known for free which ones these are.
+        prerouting_saves_at_most: share of the cost that sending hard texts past models that pass them on could save,
+            were it known for free which ones these are.
     """
 
     slo_ms: float
@@ -229,20 +229,20 @@ def predict(
     return gear, _estimate(seen)
 
 
-def prerouting_ceiling(first_s: float, encode_s: float, escalation_rate: float, last_s: float) -> float:
-    """Share of a cascade's cost that is spent on asking the first model about texts that it then passes on.
+def prerouting_ceiling(seconds: Sequence[float], encode_s: float, shares: Sequence[float]) -> float:
+    """Share of a cascade's cost that is spent on asking models about texts that they then pass on.
 
-    No rule that sends hard texts straight to the last model can save more, and a real one saves less: it takes time
-    itself, and sends some texts there that the first model would have answered. Tokenising is spent either way.
+    No rule that sends each text straight to the model that answers it can save more, and a real one saves less: it
+    takes time itself, and sends some texts further than they would have gone. Tokenising is spent either way.
 
     Args:
-        first_s: seconds of the first model and the validator per text.
+        seconds: of each model per text, with the validator for all but the last, in the order in which they are asked.
         encode_s: seconds of tokenising per text.
-        escalation_rate: share of the texts that is passed on.
-        last_s: seconds of the last model per text.
+        shares: of all texts, those that each model but the last passes on.
     """
-    whole = encode_s + cascade_cost(first_s, 0.0, escalation_rate, last_s)
-    return escalation_rate * first_s / whole if whole > 0 else 0.0
+    whole = encode_s + cost_of_stages(seconds, 0.0, shares)
+    wasted = sum(share * own for share, own in zip(shares, seconds, strict=False))
+    return wasted / whole if whole > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -362,18 +362,17 @@ class _Measured:
     def prerouting_saves_at_most(self) -> float:
         """See `prerouting_ceiling`; at the default point."""
         mode = self._modes[0]
-        if len(mode.names) == 1:
-            return 0.0
-        first, last = self._row_s(mode.names[0]), self._row_s(mode.names[-1])
-        return prerouting_ceiling(first + self._validator_s, self._encode_s, mode.reach[1], last)
+        *judged, last = (self._row_s(name) for name in mode.names)
+        return prerouting_ceiling([*(own + self._validator_s for own in judged), last], self._encode_s, mode.reach[1:])
 
     def _points(self) -> Iterator[_Mode]:
         names, default = tuple(stage.model.name for stage in self._plan.stages), self._plan.default
         if default is not None:
             for point in self._plan.points:
                 if point.alpha >= default.alpha:
-                    rates = (point.escalation_rate, *point.middle_escalation_rates) if len(names) > 1 else ()
-                    yield _Mode(names, (1.0, *rates), point, point.alpha > default.alpha)
+                    # A point that accepts everything passes nothing on.
+                    reach = (1.0, *point.shares, *[0.0] * len(names))[: len(names)]
+                    yield _Mode(names, reach, point, point.alpha > default.alpha)
         yield _Mode((FULL,), (1.0,), None)
 
     def _replicas(self, mode: _Mode) -> Iterator[_Choice]:
@@ -392,7 +391,9 @@ class _Measured:
 
     def _stations(self, choice: _Choice, size: int) -> list[Station]:
         mode, config = choice.mode, self._config
-        serial_s = config.overhead_ms / 1e3 + self._encode_s + (self._validator_s if mode.point else 0.0)
+        # Every answer but the last model's is judged, in the ingress.
+        judged = sum(mode.reach[: max(1, len(mode.names) - 1)]) if mode.point else 0.0
+        serial_s = config.overhead_ms / 1e3 + self._encode_s + judged * self._validator_s
         ingress = Station(
             serial_s * np.arange(1, size + 1, dtype=np.float64),
             choice.ingress,
@@ -453,10 +454,10 @@ class _Measured:
         return 1 / self._speed(name).best_rows_per_s
 
     def _validator(self) -> float:
-        """Seconds per text: what the plan's cost holds beside its models."""
+        """Seconds per answer that is judged: what the plan's cost holds beside its models."""
         names, default = [stage.model.name for stage in self._plan.stages], self._plan.default
-        if default is None or len(names) != 2:
+        if default is None or len(names) == 1:
             return 0.0
-        first, last = (self._profile[name].cost for name in names)
-        relative = self._plan.expected.get("cost", 0.0) - cascade_cost(first, 0.0, default.escalation_rate, last)
-        return max(0.0, relative) * self._row_s(FULL)
+        costs = [self._profile[name].cost for name in names]
+        relative = self._plan.expected.get("cost", 0.0) - cost_of_stages(costs, 0.0, default.shares)
+        return max(0.0, relative) / (1 + sum(default.shares[:-1])) * self._row_s(FULL)

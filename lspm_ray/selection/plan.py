@@ -60,13 +60,31 @@ class OperatingPoint(Config):
     default: bool = False
     """Whether it is the point of `select.alpha`, which is served unless something asks for another."""
 
+    @property
+    def thresholds(self) -> list[float | None]:
+        """Of every stage but the last, in their order."""
+        return [self.threshold, *self.middle_thresholds]
 
-def check_points(points: Sequence[OperatingPoint]) -> None:
-    """Points go from strict to lenient, and one is the default.
+    @property
+    def shares(self) -> list[float]:
+        """Of all calibration rows, those that each stage but the last passes on; empty where the first serves alone."""
+        return [] if self.threshold is None else [self.escalation_rate, *self.middle_escalation_rates]
+
+
+def check_points(points: Sequence[OperatingPoint], middle: int) -> None:
+    """Points go from strict to lenient, one is the default, and each is about all stages.
+
+    Args:
+        points: of a plan or certificate.
+        middle: stages between the first and the last.
 
     Raises:
         ValueError: they do not.
     """
+    for point in points:
+        numbers = {len(point.middle_thresholds), len(point.middle_escalation_rates)}
+        if numbers != {0 if point.threshold is None else middle}:
+            raise ValueError("points must have a threshold and an escalation rate for every stage but the last")
     if sum(point.default for point in points) != 1:
         raise ValueError("one of the points must be the default")
     if any(a.alpha >= b.alpha for a, b in pairwise(points)):
@@ -74,10 +92,11 @@ def check_points(points: Sequence[OperatingPoint]) -> None:
 
 
 class MiddleStage(Config):
-    """A stage between the first and the last."""
+    """A stage between the first and the last; how its answers are judged was fitted as for the first."""
 
     model: ModelRef
     temperature: float
+    calibrator: Calibrator | None = None
 
 
 class DisagreementBound(Config):
@@ -114,7 +133,11 @@ class Certificate(Config):
     first: ModelRef
     """The variant that answers first."""
     middle: list[MiddleStage] = Field(default_factory=list)
-    """Stages that are asked before the last; none in a cascade of two."""
+    """Stages that are asked before the last; none in a cascade of two. Where the first serves alone after all, those
+    that would have been asked: the losses at stricter steps of the path include theirs."""
+    tie: float = 1.0
+    """Exponent that ties the thresholds of middle stages to the first's (`lspm_ray.selection.points.tied_path`), chosen
+    on selection rows; without middle stages it has no effect."""
     last: ModelRef | None
     """The model that answers what is escalated: full, or a cheaper one whose own losses are counted too. None when the
     first variant serves alone."""
@@ -128,8 +151,8 @@ class Certificate(Config):
     checks: list[dict[str, Any]] = Field(default_factory=list)
     """What refuses answers whatever their score; refused calibration rows were counted as escalated."""
     scorer_digest: str | None = None
-    """sha256 of `scorer.safetensors`, what validator and checks have learnt from selection and training rows; None
-    where they learn nothing."""
+    """sha256 of `scorer.safetensors`, what validator and checks have learnt about each stage from selection and
+    training rows; None where they learn nothing."""
     grid_size: int = 200
     """Thresholds that were tried: quantiles of the scores of selection rows."""
     calibration_rows: int
@@ -152,7 +175,7 @@ class Certificate(Config):
 
     @model_validator(mode="after")
     def _ordered(self) -> "Certificate":
-        check_points(self.points)
+        check_points(self.points, len(self.middle) if self.last is not None else 0)
         for alpha in self.left_out:
             float(alpha)
         return self
@@ -235,8 +258,8 @@ class Plan(Config):
     """Longer texts are cut, as they were in the corpus; None for no limit."""
     validator: dict[str, Any]
     checks: list[dict[str, Any]] = Field(default_factory=list)
-    """What refuses answers of the first stage whatever their score."""
-    stages: list[PlanStage] = Field(min_length=1, max_length=2)
+    """What refuses answers of every stage but the last whatever their score."""
+    stages: list[PlanStage] = Field(min_length=1, max_length=3)
     points: list[OperatingPoint] = Field(default_factory=list)
     """The certificate's, from strict to lenient; empty when the full model serves alone."""
     certificate_id: str | None
@@ -253,7 +276,7 @@ class Plan(Config):
         if any(stage.threshold is None for stage in self.stages[:-1]):
             raise ValueError("every stage but the last needs a threshold")
         if self.points:
-            check_points(self.points)
+            check_points(self.points, max(0, len(self.stages) - 2))
         return self
 
     @property

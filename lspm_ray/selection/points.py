@@ -160,6 +160,17 @@ def tied_path(scores: Sequence[NDArray[np.floating[Any]]], size: int, tie: float
     return np.stack(columns, axis=1).astype(np.float64)
 
 
+def answered_by(scores: Sequence[NDArray[np.floating[Any]]], thresholds: Sequence[float] | Floats) -> Ints:
+    """Which stage answers each row, [rows]: the first whose score reaches its threshold, else the last.
+
+    Args:
+        scores: of each stage but the last, [rows] each.
+        thresholds: of the same stages.
+    """
+    accepted = np.stack([values >= threshold for values, threshold in zip(scores, thresholds, strict=True)])
+    return np.where(accepted.any(axis=0), accepted.argmax(axis=0), len(scores)).astype(np.int64)
+
+
 def walk(
     scores: Sequence[NDArray[np.floating[Any]]],
     lost: Sequence[Bools | None],
@@ -187,21 +198,18 @@ def walk(
     rows, stages = len(labels), len(lost)
     if not len(scores) == stages - 1 == path.shape[1]:
         raise ValueError("there must be one score and one threshold for every stage but the last")
-    losing = [np.zeros(rows, dtype=bool) if part is None else part for part in lost]
-    if any(len(part) != rows for part in (*scores, *losing)):
+    parts = [np.zeros(rows, dtype=bool) if part is None else part for part in lost]
+    if any(len(part) != rows for part in (*scores, *parts)):
         raise CertificateError("scores, losses and labels must cover the same rows", field="calibration rows")
     if not all(np.isfinite(values).all() for values in scores):
         raise CertificateError("scores are NaN or infinite", field="calibration scores")
     losses, escalated = np.zeros(len(path), dtype=np.int64), np.zeros(path.shape, dtype=np.int64)
     class_losses = np.zeros((len(path), classes), dtype=np.int64)
+    losing, every = np.stack(parts), np.arange(rows)
     for step, thresholds in enumerate(path):
-        waiting, now = np.ones(rows, dtype=bool), np.zeros(rows, dtype=bool)
-        for stage, threshold in enumerate(thresholds):
-            accepted = waiting & (scores[stage] >= threshold)
-            now |= accepted & losing[stage]
-            waiting &= ~accepted
-            escalated[step, stage] = waiting.sum()
-        now |= waiting & losing[-1]
+        by = answered_by(scores, thresholds)
+        now = losing[by, every]
+        escalated[step] = [(by > stage).sum() for stage in range(stages - 1)]
         losses[step] = now.sum()
         class_losses[step] = np.bincount(labels[now], minlength=classes)
     return Walk(

@@ -33,10 +33,11 @@ from lspm_ray.evaluation.outputs import OUTPUTS_STAGE, as_served, logits_array
 from lspm_ray.inference.predictor import load_predictor
 from lspm_ray.models.directory import load_tokenizer
 from lspm_ray.progress import Report
+from lspm_ray.selection.options import limits_of
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, OperatingPoint, Plan
-from lspm_ray.selection.points import PointSet, certify
-from lspm_ray.selection.select import STAGE, SelectConfig, disagreement_bound, limit_of
-from lspm_ray.selection.verify import Evidence, expected_numbers, path_of, refitted, tried_last
+from lspm_ray.selection.points import PointSet, answered_by, certify
+from lspm_ray.selection.select import STAGE, SelectConfig, disagreement_bound
+from lspm_ray.selection.verify import Evidence, expected_numbers, path_of, refitted, tried
 from lspm_ray.tasks import Task
 
 HISTORY_FILE = "certificates.json"
@@ -206,8 +207,8 @@ def _fresh(plan: Plan, evidence: Evidence, texts: list[str], labels: list[int], 
 def _models(plan: Plan, certificate: Certificate) -> dict[str, ModelRef]:
     named = [certificate.first, certificate.full, *(stage.model for stage in plan.stages)]
     models = {ref.name: ref for ref in named}
-    if tried_last(certificate) not in models:
-        # The first serves alone: full stands in for the model that is no longer part of the plan.
+    if not models.keys() >= set(tried(certificate)):
+        # The first serves alone: full stands in for the models that are no longer part of the plan.
         return {certificate.first.name: certificate.first, FULL: certificate.full}
     return models
 
@@ -235,18 +236,20 @@ def _issue(
             "fresh": ModelRef(name="labels", uri=fresh.uri, digest=fresh.digest),
             "fresh_outputs": refs,
             "hardware": hardware(),
+            "middle": [] if old.last is None else old.middle,
+            "tie": 1.0 if old.last is None else old.tie,
         }
     )
-    selection, calibration = evidence.rows(old, "selection"), evidence.rows(new, "calibration")
-    scorer = evidence.scorer(old)
-    path = path_of(new, selection.scores(scorer))
-    last_is_full, checked = tried_last(new) == FULL, bool(scorer.checks)
-    scores = calibration.scores(scorer)
+    selection, calibration = evidence.rows(new, "selection"), evidence.rows(new, "calibration")
+    scorers = evidence.scorers(new)
+    path, scores = path_of(new, selection.all_scores(scorers)), calibration.all_scores(scorers)
+    last_is_full, checked = tried(new)[-1] == FULL, bool(scorers[0].checks)
     walked = calibration.walk(old.risk, scores, path, last_is_full=last_is_full, checked=checked)
     found = certify(walked, config.wanted(evidence.plan.labels), evidence.plan.labels)
     points = _points(found, alone=new.last is None)
     default = next(point for point in points if point.default)
-    bound = disagreement_bound(calibration, scores >= limit_of(default), len(path)) if old.risk == "regret" else None
+    by = answered_by(scores, limits_of(default, len(scores)))
+    bound = disagreement_bound(calibration, by, len(path)) if old.risk == "regret" else None
     return new.model_copy(
         update={
             "points": points,
@@ -274,8 +277,9 @@ def _points(found: PointSet, *, alone: bool) -> list[OperatingPoint]:
 
 
 def _plan(evidence: Evidence, certificate: Certificate) -> Plan:
-    stages = list(evidence.plan.stages)
-    stages[0] = stages[0].model_copy(update={"threshold": certificate.threshold})
+    thresholds, stages = certificate.default.thresholds, list(evidence.plan.stages)
+    for number, threshold in enumerate(thresholds[: len(stages) - 1]):
+        stages[number] = stages[number].model_copy(update={"threshold": threshold})
     stages = refitted(evidence, certificate, stages)
     return evidence.plan.model_copy(
         update={

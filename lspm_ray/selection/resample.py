@@ -11,7 +11,7 @@ procedure is broken.
 that is kept can look broken: the rate is larger than that of `drawn` and is no test of delta.
 
 Neither can show anything about traffic that is unlike the pool, about models that were trained on its rows, or about
-the choice among variants, which is kept as it was made.
+the choice among variants and of the tie of three stages, which are kept as they were made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lspm_ray.progress import Report
 from lspm_ray.selection.options import Rows
 from lspm_ray.selection.plan import OperatingPoint
 from lspm_ray.selection.points import Walk, Wanted, certify, missing_rows, tied_path, walk
-from lspm_ray.selection.risk import RiskKind, losses
+from lspm_ray.selection.risk import RiskKind
 from lspm_ray.selection.scorer import Scorer
 
 _CONFIDENCE = 0.95
@@ -86,8 +86,7 @@ def pool(parts: list[Rows]) -> Rows:
     join = np.concatenate
     return Rows(
         join([part.labels for part in parts]),
-        join([part.first for part in parts]),
-        join([part.last for part in parts]),
+        [join(logits) for logits in zip(*(part.stages for part in parts), strict=True)],
         join([part.full for part in parts]),
         [row for part in parts for row in part.inputs],
         None if parts[0].texts is None else [text for part in parts for text in part.texts or []],
@@ -97,7 +96,7 @@ def pool(parts: list[Rows]) -> Rows:
 def resample(
     pooled: Rows,
     sizes: tuple[int, int],
-    fit: Callable[[Rows], Scorer],
+    fit: Callable[[Rows], list[Scorer]],
     wanted: Wanted,
     risk: RiskKind,
     *,
@@ -105,21 +104,23 @@ def resample(
     grid_size: int,
     runs: int,
     report: Report,
+    tie: float = 1.0,
 ) -> Resampled:
     """Do the procedure `runs` times in both ways.
 
     Args:
         pooled: all held-out rows.
         sizes: of the selection and the calibration split.
-        fit: learns from selection rows how far answers can be trusted.
+        fit: learns from selection rows how far the answers of every stage but the last can be trusted.
         wanted: what is certified.
         risk: which loss.
         last_is_full: escalation goes to the full model.
         grid_size: steps of the path.
         runs: rounds.
         report: progress.
+        tie: of the path.
     """
-    world = _World(pooled, fit, wanted, risk, last_is_full, grid_size)
+    world = _World(pooled, fit, wanted, pooled.lost(risk, last_is_full=last_is_full), grid_size, tie)
     random, n = np.random.default_rng(0), len(pooled.labels)
     selected = sizes[0] + sizes[1]
     everything = np.arange(n)
@@ -154,26 +155,24 @@ class _World:
     def __init__(
         self,
         pooled: Rows,
-        fit: Callable[[Rows], Scorer],
+        fit: Callable[[Rows], list[Scorer]],
         wanted: Wanted,
-        risk: RiskKind,
-        last_is_full: bool,
+        lost: list[NDArray[np.bool_] | None],
         grid_size: int,
+        tie: float,
     ) -> None:
-        self.pooled, self.fit, self.wanted, self.grid_size = pooled, fit, wanted, grid_size
-        answers = [logits.argmax(1) for logits in (pooled.first, pooled.last, pooled.full)]
-        first, last = (losses(risk, answer, answers[2], pooled.labels) for answer in answers[:2])
-        self.lost = [first, None if last_is_full else last]
+        self.pooled, self.fit, self.wanted, self.lost = pooled, fit, wanted, lost
+        self.grid_size, self.tie = grid_size, tie
         self.names = [str(index) for index in range(pooled.full.shape[1])]
 
     def broken(
         self, selection: NDArray[np.int64], calibration: NDArray[np.int64], rest: NDArray[np.int64]
     ) -> tuple[bool, bool, OperatingPoint | None]:
         """Whether any promise is false on `rest`, whether the default's is, and the default point."""
-        scorer = self.fit(self.pooled.take(selection))
-        scores = self.pooled.scores(scorer)
-        path = tied_path([scores[selection]], self.grid_size)
-        walked = self._walk(scores, path, calibration, checked=bool(scorer.checks))
+        scorers = self.fit(self.pooled.take(selection))
+        scores = self.pooled.all_scores(scorers)
+        path = tied_path([values[selection] for values in scores], self.grid_size, self.tie)
+        walked = self._walk(scores, path, calibration, checked=bool(scorers[0].checks))
         wanted = self._possible(walked)
         if wanted is None:
             return False, False, None
@@ -185,10 +184,16 @@ class _World:
         return any(false), any(default), found.default
 
     def _walk(
-        self, scores: NDArray[np.float64], path: NDArray[np.float64], rows: NDArray[np.int64], *, checked: bool = False
+        self,
+        scores: list[NDArray[np.float64]],
+        path: NDArray[np.float64],
+        rows: NDArray[np.int64],
+        *,
+        checked: bool = False,
     ) -> Walk:
         lost = [None if part is None else part[rows] for part in self.lost]
-        return walk([scores[rows]], lost, path, self.pooled.labels[rows], len(self.names), checked=checked)
+        some = [values[rows] for values in scores]
+        return walk(some, lost, path, self.pooled.labels[rows], len(self.names), checked=checked)
 
     def _possible(self, walked: Walk) -> Wanted | None:
         """What these rows can back at all: a round may have too few of a class, and then certifies nothing."""

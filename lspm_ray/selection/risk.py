@@ -5,6 +5,7 @@ P(accepted and loss), over all rows and not only the accepted ones. Losses are 0
 rows is binomial and every p-value below is exact. That the rows are independent and drawn like the traffic is assumed.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -175,7 +176,21 @@ def cascade_cost(cheap: float, validator: float, escalation_rate: float, last: f
         escalation_rate: share of rows that the last model answers as well.
         last: cost of the last model on one row, divided by the full model's.
     """
-    return cheap + validator + escalation_rate * last
+    return cost_of_stages([cheap, last], validator, [escalation_rate])
+
+
+def cost_of_stages(costs: Sequence[float], validator: float, shares: Sequence[float]) -> float:
+    """Expected cost of a cascade per row: c1 + v + e1 * (c2 + v) + ... + e * c_last, each e a share of all rows.
+
+    Args:
+        costs: of each model on one row, in the order in which they are asked.
+        validator: cost of judging one answer; every answer but the last model's is judged.
+        shares: of all rows, those that each stage but the last passes on; empty for a model alone, which nobody judges.
+    """
+    if len(costs) == 1:
+        return costs[0]
+    judged = [cost + validator for cost in costs[:-1]]
+    return sum(share * cost for share, cost in zip((1.0, *shares), (*judged, costs[-1]), strict=True))
 
 
 def tested(

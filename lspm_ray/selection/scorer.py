@@ -1,6 +1,6 @@
-"""How far the first variant's answers are trusted: calibrator, validator and checks, with all they have learnt.
+"""How far a stage's answers are trusted: calibrator, validator and checks, with all they have learnt.
 
-Certification, the endpoint and offline prediction score with this one object.
+Every stage but the last has one. Certification, the endpoint and offline prediction score with this one object.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Scorer:
 
         Args:
             inputs: token ids of each row.
-            logits: of the first variant, finite, [rows, labels].
+            logits: of the stage, finite, [rows, labels].
             texts: of each row; only where it `reads_texts`.
         """
         found = self._outputs(inputs, logits, texts)
@@ -91,7 +91,7 @@ class Scorer:
 
         Args:
             inputs: token ids of each row.
-            logits: of the first variant, [rows, labels].
+            logits: of the stage, [rows, labels].
             texts: of each row; only where it `reads_texts`.
         """
         fine = np.flatnonzero(np.isfinite(logits).all(axis=1))
@@ -104,12 +104,6 @@ class Scorer:
     def probabilities(self, logits: NDArray[Any]) -> Floats:
         """Calibrated, [rows, labels]."""
         return probabilities(logits, self.temperature, self.calibrator)
-
-    def dump(self) -> bytes | None:
-        """What was learnt, as a safetensors file; None where that is nothing."""
-        if not self.state:
-            return None
-        return save_arrays({name: np.ascontiguousarray(self.state[name]) for name in sorted(self.state)})
 
     def _outputs(self, inputs: Sequence[Encoded], logits: NDArray[Any], texts: Sequence[str] | None) -> Outputs:
         if self.reads_texts and texts is None:
@@ -138,7 +132,7 @@ def fit_scorer(
         kind: of the calibrator.
         labels: names of the classes.
         inputs: token ids of each row.
-        logits: of the first variant, [rows, labels].
+        logits: of the stage, [rows, labels].
         truth: class index [rows].
         losses: whether accepting each answer would be a loss, [rows].
         texts: of each row; only where validator or checks read them.
@@ -167,13 +161,31 @@ def _some(rows: Sequence[T], index: NDArray[np.intp]) -> list[T]:
     return [rows[row] for row in index.tolist()]
 
 
+def dump_states(scorers: Sequence[Scorer]) -> bytes | None:
+    """What was learnt about each stage, as a safetensors file; None where that is nothing.
+
+    Names begin with `stage_name`; `validators.contract.part` takes one stage out again.
+    """
+    states: dict[str, NDArray[Any]] = {}
+    for stage, scorer in enumerate(scorers):
+        states |= named(stage_name(stage), scorer.state)
+    if not states:
+        return None
+    return save_arrays({name: np.ascontiguousarray(states[name]) for name in sorted(states)})
+
+
+def stage_name(stage: int) -> str:
+    """What the arrays of a stage are called in `SCORER_FILE`."""
+    return f"stages.{stage}"
+
+
 def digest_of_state(data: bytes | None) -> str | None:
-    """Hex sha256 of what `Scorer.dump` gives; None for None."""
+    """Hex sha256 of what `dump_states` gives; None for None."""
     return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def load_state(data: bytes | None, digest: str | None) -> Mapping[str, NDArray[Any]]:
-    """The inverse of `Scorer.dump`.
+    """The inverse of `dump_states`.
 
     Args:
         data: of the file; None where there is none.

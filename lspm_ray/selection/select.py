@@ -28,22 +28,34 @@ from lspm_ray.profiling.table import Speed
 from lspm_ray.progress import Report
 from lspm_ray.selection.break_even import BreakEven, break_even
 from lspm_ray.selection.conformal import ConformalConfig, LabelSets, coverage, fit_label_sets, stage_level
-from lspm_ray.selection.options import Option, Priced, Promise, Rows, broken_limits, choose, estimate
+from lspm_ray.selection.options import (
+    Option,
+    Priced,
+    Promise,
+    Rows,
+    broken_limits,
+    choose,
+    estimate,
+    limits_of,
+    triples,
+    worth_a_third,
+)
 from lspm_ray.selection.plan import (
     CERTIFICATE_FILE,
     PLAN_FILE,
     Certificate,
     DisagreementBound,
+    MiddleStage,
     ModelRef,
-    OperatingPoint,
     Plan,
     PlanStage,
 )
-from lspm_ray.selection.points import DEFAULT_SHARE, Wanted, certify, check_rows, curve, tied_path
-from lspm_ray.selection.risk import ACCEPT_ALL, Certified, RiskKind, cascade_cost, upper_bound
-from lspm_ray.selection.scorer import SCORER_FILE, Scorer, digest_of_state, load_state
+from lspm_ray.selection.points import DEFAULT_SHARE, Ints, Wanted, answered_by, certify, check_rows, curve, tied_path
+from lspm_ray.selection.risk import Certified, RiskKind, cost_of_stages, upper_bound
+from lspm_ray.selection.scorer import SCORER_FILE, Scorer, digest_of_state, dump_states, load_state, stage_name
 from lspm_ray.tasks import Task
 from lspm_ray.validators import Check, Training, Validator
+from lspm_ray.validators.contract import part
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -87,6 +99,9 @@ class SelectConfig(Config):
         conformal: answers carry a set of labels with this coverage; None for no sets.
         grid_size: thresholds that are tried.
         min_saving: share of the full model's cost that must be saved for a compressed variant to be used at all.
+        max_stages: models of a cascade at most.
+        min_gain_of_third: share of the cost of the best plan with fewer models that a third one must save: it is one
+            more deployment to run, and one more model in memory.
         constraints: limits on accuracy, on what any class may lose, latency and memory.
         first: force this variant to answer first; None chooses the cheapest.
     """
@@ -102,6 +117,8 @@ class SelectConfig(Config):
     conformal: ConformalConfig | None = None
     grid_size: int = Field(200, ge=2)
     min_saving: float = Field(0.1, ge=0, lt=1)
+    max_stages: Literal[2, 3] = 3
+    min_gain_of_third: float = Field(0.1, ge=0, lt=1)
     constraints: Constraints = Constraints()
     first: str | None = None
 
@@ -209,7 +226,8 @@ def select(
             _write(draft, CURVE_FILE, decision.certified.model_dump(mode="json"))
         if certificate is not None:
             _write(draft, CERTIFICATE_FILE, certificate.model_dump(mode="json"))
-            if (learnt := decision.scorer(certificate.first.name).dump()) is not None:
+            judged = [certificate.first.name, *(stage.model.name for stage in certificate.middle)]
+            if (learnt := dump_states([decision.scorer(name) for name in judged])) is not None:
                 (draft.path / SCORER_FILE).write_bytes(learnt)
         draft.summary = {"plan": [s.model.name for s in plan.stages], "expected": plan.expected}
         draft.summary["reasons"] = plan.reasons
@@ -242,21 +260,21 @@ def read_forgetting(artifact: Artifact) -> Forgetting:
     return Forgetting.parse(artifact.read_json(FORGETTING_FILE))
 
 
-def certified_scorer(artifact: Artifact, plan: Plan, certificate: Certificate) -> Scorer:
-    """The scorer that a certificate is about, with what it has learnt.
+def certified_scorers(artifact: Artifact, plan: Plan, certificate: Certificate) -> list[Scorer]:
+    """The scorers that a certificate is about, of the first stage and those in the middle, with what they have learnt.
 
     Raises:
-        CertificateError: what it has learnt is missing, or not what the certificate was issued for.
+        CertificateError: what they have learnt is missing, or not what the certificate was issued for.
     """
     learnt = artifact.read_bytes(SCORER_FILE) if SCORER_FILE in artifact.manifest.files else None
-    return Scorer(
-        plan.labels,
-        Validator.make(certificate.validator),
-        [Check.make(spec) for spec in certificate.checks],
-        certificate.temperature,
-        certificate.calibrator,
-        load_state(learnt, certificate.scorer_digest),
-    )
+    state = load_state(learnt, certificate.scorer_digest)
+    validator, checks = Validator.make(certificate.validator), [Check.make(spec) for spec in certificate.checks]
+    fitted = [(certificate.temperature, certificate.calibrator)]
+    fitted += [(stage.temperature, stage.calibrator) for stage in certificate.middle]
+    return [
+        Scorer(plan.labels, validator, checks, temperature, calibrator, part(state, stage_name(stage)))
+        for stage, (temperature, calibrator) in enumerate(fitted)
+    ]
 
 
 class _Decision:
@@ -280,9 +298,9 @@ class _Decision:
 
     def decide(self) -> tuple[Plan, Certificate | None]:
         config = self.config
-        counts = np.bincount(self._rows(FULL, FULL, "calibration").labels, minlength=len(self.table.labels))
+        counts = np.bincount(self._rows([FULL], "calibration").labels, minlength=len(self.table.labels))
         check_feasible(config, counts.tolist(), self.table.labels)
-        self.options = estimate_pairs(
+        self.options = estimate_options(
             config,
             {name: self.table[name] for name in self.models},
             self._selection,
@@ -308,21 +326,21 @@ class _Decision:
         alone = {}
         for name in self.models:
             if name != FULL:
-                found = self._selection(name, FULL)
-                alone[name] = found.changes(np.ones(len(found.labels), dtype=bool), labels, bound)
-        first, last = plan.stages[0], plan.stages[-1]
-        if first.model.name == FULL:
+                found = self._selection([name])
+                alone[name] = found.changes(np.zeros(len(found.labels), dtype=np.int64), labels, bound)
+        if plan.default is None:
             return Forgetting(bound=bound, alone=alone, plan=[])
-        found = self._selection(first.model.name, last.model.name)
-        limit = ACCEPT_ALL if first.threshold is None else first.threshold
-        accepted = found.scores(self.scorer(first.model.name)) >= limit
-        return Forgetting(bound=bound, alone=alone, plan=found.changes(accepted, labels, bound))
+        names = [stage.model.name for stage in plan.stages]
+        names = names if len(names) > 1 else [*names, FULL]
+        found, scorers = self._selection(names), self.scorers(names)
+        by = answered_by(found.all_scores(scorers), limits_of(plan.default, len(scorers)))
+        return Forgetting(bound=bound, alone=alone, plan=found.changes(by, labels, bound))
 
     def calibrations(self, plan: Plan) -> list[Calibration]:
         """What calibration does to the probabilities of each model of the plan, on test rows."""
         found = []
         for stage in plan.stages:
-            test = self._rows(stage.model.name, FULL, "test")
+            test = self._rows([stage.model.name], "test")
             fine = np.isfinite(test.first).all(axis=1)
             found.append(
                 before_and_after(
@@ -331,11 +349,15 @@ class _Decision:
             )
         return found
 
-    def scorer(self, first: str) -> Scorer:
-        """How far the answers of a variant are trusted, learnt on the selection rows."""
-        if first not in self._scorers:
+    def scorers(self, names: Sequence[str]) -> list[Scorer]:
+        """Of every model of a cascade but the last."""
+        return [self.scorer(name) for name in names[:-1]]
+
+    def scorer(self, name: str) -> Scorer:
+        """How far the answers of a variant are trusted, learnt on the selection rows, wherever it stands."""
+        if name not in self._scorers:
             config = self.config
-            self._scorers[first] = self._selection(first, FULL).fit_scorer(
+            self._scorers[name] = self._selection([name]).fit_scorer(
                 config.make_validator(),
                 config.make_checks(),
                 config.calibrator,
@@ -343,17 +365,16 @@ class _Decision:
                 self.table.labels,
                 lambda: self._training,
             )
-        return self._scorers[first]
+        return self._scorers[name]
 
     def _certify(self, chosen: Option, reasons: dict[str, str]) -> tuple[Plan, Certificate | None]:
         config, first = self.config, chosen.first
-        last = chosen.last or FULL
-        selection, calibration = self._rows(first, last, "selection"), self._rows(first, last, "calibration")
-        scorer = self.scorer(first)
-        selection_scores = selection.scores(scorer)
-        path = tied_path([selection_scores], config.grid_size)
-        scores = calibration.scores(scorer)
-        walked = calibration.walk(config.risk, scores, path, last_is_full=last == FULL, checked=bool(scorer.checks))
+        names = chosen.names if chosen.last is not None else [first, FULL]
+        selection, calibration = self._rows(names, "selection"), self._rows(names, "calibration")
+        scorers = self.scorers(names)
+        selection_scores, scores = selection.all_scores(scorers), calibration.all_scores(scorers)
+        path, checked = tied_path(selection_scores, config.grid_size, chosen.tie), bool(scorers[0].checks)
+        walked = calibration.walk(config.risk, scores, path, last_is_full=names[-1] == FULL, checked=checked)
         wanted = config.wanted(self.table.labels)
         found = certify(walked, wanted, self.table.labels)
         point = found.default
@@ -362,13 +383,13 @@ class _Decision:
             reasons[first] = f"no threshold keeps {config.risk} below {config.alpha:.2%} on the calibration rows"
             return self._full_alone(reasons), None
         alone = point.threshold is None
-        e, c = point.escalation_rate, self.table[first].cost
-        cost = c if alone else cascade_cost(c, self._validator_cost, e, self.table[last].cost)
-        used = [self.table[first]] if alone else [self.table[first], self.table[last]]
-        accepted = selection_scores >= limit_of(point)
+        used = [self.table[name] for name in (names[:1] if alone else names)]
+        cost = cost_of_stages([model.cost for model in used], self._validator_cost, point.shares)
+        by = answered_by(selection_scores, limits_of(point, len(scores)))
         # The certified threshold is not the estimated one: what was to serve alone may need a second model now.
-        if broken := broken_limits(used, selection, accepted, config.constraints, self.table.labels):
-            reasons[first] = f"certified {'alone' if alone else 'before ' + last}, but {'; '.join(broken)}"
+        if broken := broken_limits(used, selection, by, config.constraints, self.table.labels):
+            how = "alone" if alone else f"before {' and '.join(names[1:])}"
+            reasons[first] = f"certified {how}, but {'; '.join(broken)}"
             return self._full_alone(reasons), None
         if cost > 1 - config.min_saving and config.first is None:
             reasons[first] = f"certified, but would cost {cost:.2f} of full: saves less than {config.min_saving:.0%}"
@@ -380,37 +401,41 @@ class _Decision:
             multiplicity=found.multiplicity,
             left_out=found.left_out,
             first=self._ref(first),
-            last=None if alone else self._ref(last),
+            middle=[
+                MiddleStage(model=self._ref(name), temperature=scorer.temperature, calibrator=scorer.calibrator)
+                for name, scorer in zip(names[1:-1], scorers[1:], strict=True)
+            ],
+            tie=chosen.tie,
+            last=None if alone else self._ref(names[-1]),
             full=self._ref(FULL),
             validator=config.validator,
-            temperature=scorer.temperature,
-            calibrator=scorer.calibrator,
+            temperature=scorers[0].temperature,
+            calibrator=scorers[0].calibrator,
             checks=config.checks,
-            scorer_digest=digest_of_state(scorer.dump()),
+            scorer_digest=digest_of_state(dump_states(scorers)),
             grid_size=config.grid_size,
             calibration_rows=walked.rows,
-            outputs={name: _ref(name, self.outputs[name]) for name in (first, last, FULL)},
+            outputs={name: _ref(name, self.outputs[name]) for name in (*names, FULL)},
             data=_ref("data", self.data),
             profile=_ref("profile", self.measured),
             hardware=hardware(),
-            disagreement=disagreement_bound(calibration, scores >= limit_of(point), len(path))
+            disagreement=disagreement_bound(calibration, answered_by(scores, limits_of(point, len(scores))), len(path))
             if config.risk == "regret"
             else None,
         )
-        return self._plan(certificate, cost, reasons), certificate
+        return self._plan(certificate, names, cost, reasons), certificate
 
-    def _plan(self, certificate: Certificate, cost: float, reasons: dict[str, str]) -> Plan:
-        first, last = certificate.first.name, certificate.last
-        stages = [self._stage(first, certificate.threshold)]
-        if last is not None:
-            stages.append(self._stage(last.name, None))
-        test = self._rows(first, last.name if last else FULL, "test")
-        accepted = test.scores(self.scorer(first)) >= limit_of(certificate.default)
+    def _plan(self, certificate: Certificate, names: Sequence[str], cost: float, reasons: dict[str, str]) -> Plan:
+        point = certificate.default
+        thresholds = [None] if point.threshold is None else [*point.thresholds, None]
+        stages = [self._stage(name, threshold) for name, threshold in zip(names, thresholds, strict=False)]
+        test, scorers = self._rows(names, "test"), self.scorers(names)
+        by = answered_by(test.all_scores(scorers), limits_of(point, len(scorers)))
         expected = {
             "escalation_rate": certificate.escalation_rate,
             "cost": cost,
             "validator_cost": self._validator_cost,
-            **came_true(test, accepted, self.config.risk),
+            **came_true(test, by, self.config.risk),
         }
         return self._make(stages, certificate, expected, reasons)
 
@@ -420,8 +445,8 @@ class _Decision:
         Raises:
             ConfigError: the full model breaks a limit, so nothing may be served.
         """
-        selection = self._rows(FULL, FULL, "selection")
-        everything = np.ones(len(selection.labels), dtype=bool)
+        selection = self._rows([FULL], "selection")
+        everything = np.zeros(len(selection.labels), dtype=np.int64)
         limits, labels = self.config.constraints, self.table.labels
         if broken := broken_limits([self.table[FULL]], selection, everything, limits, labels):
             others = [f"{name}: {reason}" for name, reason in reasons.items()]
@@ -431,7 +456,7 @@ class _Decision:
                 value=self.config.constraints.model_dump(exclude_none=True),
                 hint="Loosen a limit, or add smaller variants under compress.variants",
             )
-        accuracy = self._rows(FULL, FULL, "test").full_accuracy
+        accuracy = self._rows([FULL], "test").full_accuracy
         expected = {"escalation_rate": 0.0, "cost": 1.0, "test_accuracy": accuracy, "test_full_accuracy": accuracy}
         return self._make([self._stage(FULL, None)], None, expected, reasons)
 
@@ -444,8 +469,8 @@ class _Decision:
     ) -> Plan:
         if self.config.conformal is not None:
             stages = [self._with_label_sets(stage, len(stages), self.config.conformal) for stage in stages]
-            first, test = stages[0].model.name, self._rows(stages[0].model.name, stages[-1].model.name, "test")
-            expected = expected | label_sets_came_true(stages, test, self.scorer(first))
+            names = [stage.model.name for stage in stages]
+            expected = expected | label_sets_came_true(stages, self._rows(names, "test"), self.scorers(names))
         return Plan(
             labels=self.table.labels,
             task=self.task.spec(),
@@ -474,27 +499,27 @@ class _Decision:
         )
 
     def _with_label_sets(self, stage: PlanStage, stages: int, config: ConformalConfig) -> PlanStage:
-        calibration = self._rows(stage.model.name, FULL, "calibration")
+        calibration = self._rows([stage.model.name], "calibration")
         level = stage_level(config.coverage, stages)
         found = label_sets(stage, calibration.first, calibration.labels, config, level)
         return stage.model_copy(update={"label_sets": found})
 
     def _calibration(self, name: str) -> tuple[float, Calibrator | None]:
-        rows = self._selection(name, FULL)
+        rows = self._selection([name])
         fine = np.isfinite(rows.first).all(axis=1)
         return fit_calibrator(self.config.calibrator, rows.first[fine], rows.labels[fine])
 
     def _ref(self, name: str) -> ModelRef:
         return _ref(name, self.models[name])
 
-    def _rows(self, first: str, last: str, split: str) -> Rows:
+    def _rows(self, names: Sequence[str], split: str) -> Rows:
         if split not in self._inputs:
             texts = texts_of(self.data, split) if self.config.reads_texts else None
             self._inputs[split] = inputs_of(self.data, split), texts
-        return rows([self.outputs[name] for name in (first, last, FULL)], split, *self._inputs[split])
+        return rows([self.outputs[name] for name in (*names, FULL)], split, *self._inputs[split])
 
-    def _selection(self, first: str, last: str) -> Rows:
-        return self._rows(first, last, "selection")
+    def _selection(self, names: Sequence[str]) -> Rows:
+        return self._rows(names, "selection")
 
     @cached_property
     def _training(self) -> Training:
@@ -503,29 +528,36 @@ class _Decision:
     @cached_property
     def _validator_cost(self) -> float:
         first = next((name for name in self.models if name != FULL), FULL)
-        return validator_cost(self.scorer(first), self._selection(first, FULL), self.table[FULL].speed)
+        return validator_cost(self.scorer(first), self._selection([first]), self.table[FULL].speed)
 
 
-def came_true(test: Rows, accepted: NDArray[np.bool_], risk: RiskKind) -> dict[str, float]:
-    """What the test rows say of a plan that accepts these of them; for the record, no part of the promise."""
+def came_true(test: Rows, by: Ints, risk: RiskKind) -> dict[str, float]:
+    """What the test rows say of a plan whose stage `by` answers each; for the record, no part of the promise."""
     return {
-        "test_accuracy": test.accuracy(accepted),
+        "test_accuracy": test.accuracy(by),
         "test_full_accuracy": test.full_accuracy,
-        "test_balanced_accuracy": test.balanced_accuracy(accepted),
+        "test_balanced_accuracy": test.balanced_accuracy(by),
         "test_full_balanced_accuracy": test.full_balanced_accuracy,
-        "test_escalation_rate": float(1 - accepted.mean()),
-        "test_risk": test.risk(risk, accepted),
+        "test_escalation_rate": float((by > 0).mean()),
+        "test_risk": test.risk(risk, by),
     }
 
 
-def label_sets_came_true(stages: Sequence[PlanStage], test: Rows, scorer: Scorer) -> dict[str, float]:
-    """Coverage and mean size of the sets of the answers that a plan gives to the test rows."""
-    first, last = stages[0], stages[-1]
-    escalated = np.zeros(len(test.labels), dtype=bool)
-    if first.threshold is not None:
-        escalated = test.scores(scorer) < first.threshold
+def label_sets_came_true(stages: Sequence[PlanStage], test: Rows, scorers: Sequence[Scorer]) -> dict[str, float]:
+    """Coverage and mean size of the sets of the answers that a plan gives to the test rows.
+
+    Args:
+        stages: of the plan.
+        test: outputs of these stages.
+        scorers: of every stage but the last.
+    """
+    by = np.zeros(len(test.labels), dtype=np.int64)
+    limits = [stage.threshold for stage in stages if stage.threshold is not None]
+    if limits:
+        by = answered_by(test.all_scores(scorers), limits)
     members = np.zeros(test.first.shape, dtype=bool)
-    for stage, logits, some in ((first, test.first, ~escalated), (last, test.last, escalated)):
+    for number, (stage, logits) in enumerate(zip(stages, test.stages, strict=False)):
+        some = by == number
         if stage.label_sets is not None and some.any():
             found = probabilities(logits[some], stage.temperature, stage.calibrator)
             members[some] = stage.label_sets.members(found)
@@ -542,61 +574,72 @@ def label_sets(
     return fit_label_sets(config, found, labels[fine], level)
 
 
-def estimate_pairs(
+def estimate_options(
     config: SelectConfig,
     models: Mapping[str, Priced],
-    rows_of: Callable[[str, str], Rows],
+    rows_of: Callable[[Sequence[str]], Rows],
     scorer_of: Callable[[str], Scorer],
     validator_cost: float,
     report: Report,
     labels: Sequence[str],
 ) -> list[Option]:
-    """What each pair of models would give: any but full may answer first, then full, or any model that costs less than
-    full and more than the first.
+    """What each pair of models would give, and some with a third in between: see `triples`.
+
+    In a pair any model but full may answer first, then full, or any that costs less than full and more than the first.
 
     Args:
         config: what is promised.
         models: by name, full among them.
-        rows_of: names of the first and the last model -> their outputs on the selection split.
-        scorer_of: name of the first model -> what was learnt about it there.
+        rows_of: names of the models, in the order in which they are asked -> their outputs on the selection split.
+        scorer_of: name of a model -> what was learnt about it there.
         validator_cost: see `validator_cost`.
         report: progress.
         labels: names of the classes.
     """
+
+    def estimated(names: Sequence[str]) -> Option:
+        report(f"select: estimating {' before '.join(names)}")
+        found = rows_of(names)
+        promise = _promise(config, found, validator_cost, labels)
+        return estimate([models[name] for name in names], found, [scorer_of(name) for name in names[:-1]], promise)
+
     cost = {name: model.cost for name, model in models.items()}
     firsts = [name for name in models if name != FULL and config.first in (None, name)]
     lasts = [name for name in models if name == FULL or cost[name] < cost[FULL]]
+    pairs = [estimated([first, last]) for first in firsts for last in lasts if last == FULL or cost[first] < cost[last]]
+    if config.max_stages < 3:
+        return pairs
+    gain, best = config.min_gain_of_third, min((pair.cost for pair in pairs if not pair.rejected), default=1.0)
+    thirds = [names for names in triples(pairs, models, validator_cost, gain) if config.first in (None, names[0])]
+    return [*pairs, *(worth_a_third(estimated(names), best, gain) for names in thirds)]
+
+
+def _promise(config: SelectConfig, found: Rows, validator_cost: float, labels: Sequence[str]) -> Promise:
+    """What is asked for, as far as these selection rows can tell: they may be too few to certify it."""
     wanted = config.wanted(labels)
     delta = wanted.delta * (DEFAULT_SHARE if len(wanted.alphas) > 1 else 1)
-    options = []
-    for first in firsts:
-        for last in lasts:
-            if last != FULL and cost[first] >= cost[last]:
-                continue
-            report(f"select: estimating {first} before {last}")
-            found = rows_of(first, last)
-            counts = np.bincount(found.labels, minlength=len(labels)).tolist()
-            promise = Promise(
-                risk=config.risk,
-                # The selection split may be too small to certify this alpha; as an estimate a wider one will do.
-                alpha=max(config.alpha, _reachable(len(found.labels), delta)),
-                per_class={
-                    index: max(alpha, _reachable(counts[index], delta))
-                    for index, alpha in wanted.per_class.items()
-                    if counts[index]
-                },
-                delta=delta,
-                grid_size=config.grid_size,
-                validator_cost=validator_cost,
-                constraints=config.constraints,
-                labels=list(labels),
-            )
-            options.append(estimate(models[first], models[last], found, scorer_of(first), promise))
-    return options
+    counts = np.bincount(found.labels, minlength=len(labels)).tolist()
+    return Promise(
+        risk=config.risk,
+        alpha=max(config.alpha, _reachable(len(found.labels), delta)),
+        per_class={
+            index: max(alpha, _reachable(counts[index], delta))
+            for index, alpha in wanted.per_class.items()
+            if counts[index]
+        },
+        delta=delta,
+        grid_size=config.grid_size,
+        validator_cost=validator_cost,
+        constraints=config.constraints,
+        labels=list(labels),
+    )
 
 
 def validator_cost(scorer: Scorer, sample: Rows, full: Speed | None) -> float:
-    """Seconds of calibrator, validator and checks per row, measured on a sample, as a share of the full model's."""
+    """Seconds of calibrator, validator and checks per row, measured on a sample, as a share of the full model's.
+
+    It is taken to be the same for every stage: what is judged are as many probabilities, of the same texts.
+    """
     started = time.perf_counter()
     sample.scores(scorer)
     seconds = (time.perf_counter() - started) / len(sample.labels)
@@ -604,7 +647,13 @@ def validator_cost(scorer: Scorer, sample: Rows, full: Speed | None) -> float:
 
 
 def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any], texts: list[str] | None = None) -> Rows:
-    """Outputs of the first, the last and the full model on one split, checked to be about the same rows.
+    """Outputs of the models of a cascade and of the full one on one split, checked to be about the same rows.
+
+    Args:
+        outputs: of the models in the order in which they are asked, then of the full model.
+        split: which.
+        inputs: token ids of each row.
+        texts: of each row, where they are read.
 
     Raises:
         CertificateError: they are not.
@@ -612,23 +661,23 @@ def rows(outputs: Sequence[Artifact], split: str, inputs: list[Any], texts: list
     read = [read_outputs(artifact, split) for artifact in outputs]
     if any(ids != read[0][0] for ids, _, _ in read):
         raise CertificateError("outputs of the models are not about the same rows", field=split)
-    first, last, full = (logits for _, _, logits in read)
-    return Rows(read[0][1], first, last, full, inputs, texts)
+    *stages, full = (logits for _, _, logits in read)
+    return Rows(read[0][1], stages, full, inputs, texts)
 
 
 def disagreement_bound(
-    calibration: Rows, accepted: NDArray[np.bool_], thresholds: int, delta: float = DISAGREEMENT_DELTA
+    calibration: Rows, by: Ints, thresholds: int, delta: float = DISAGREEMENT_DELTA
 ) -> DisagreementBound:
     """How often answers may differ from full's, with confidence 1 - `delta`; see `DisagreementBound`.
 
     Args:
         calibration: the rows that the threshold was chosen on.
-        accepted: bool [rows], at that threshold.
+        by: which stage answers each at that threshold, [rows].
         thresholds: how many it was chosen from.
         delta: chance that the bound is too small.
     """
     n = len(calibration.labels)
-    losses = round(calibration.risk("disagreement", accepted) * n)
+    losses = round(calibration.risk("disagreement", by) * n)
     level = upper_bound(losses, n, delta / thresholds)
     return DisagreementBound(losses=losses, rows=n, thresholds=thresholds, delta=delta, level=level)
 
@@ -652,11 +701,6 @@ def training_of(data: Artifact) -> Training:
     table = table.take(chosen)
     inputs = [np.asarray(row, dtype=np.int64) for row in table["input_ids"].to_numpy()]
     return Training(inputs, table["label"].to_numpy())
-
-
-def limit_of(point: OperatingPoint) -> float:
-    """The lowest score that the first stage may answer at."""
-    return ACCEPT_ALL if point.threshold is None else point.threshold
 
 
 def _ref(name: str, artifact: Artifact) -> ModelRef:

@@ -24,21 +24,20 @@ from lspm_ray.profiling.profile import read_profile
 from lspm_ray.progress import Report
 from lspm_ray.selection.check import Check, compare, document_checks, dump
 from lspm_ray.selection.conformal import stage_level
-from lspm_ray.selection.options import Rows
+from lspm_ray.selection.options import TIES, Rows, limits_of
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan, PlanStage
-from lspm_ray.selection.points import Wanted, certify, tied_path
+from lspm_ray.selection.points import Wanted, answered_by, certify, tied_path
 from lspm_ray.selection.resample import Resampled, pool, resample
-from lspm_ray.selection.risk import cascade_cost
+from lspm_ray.selection.risk import cost_of_stages
 from lspm_ray.selection.scorer import Scorer
 from lspm_ray.selection.select import (
     SelectConfig,
     came_true,
-    certified_scorer,
+    certified_scorers,
     disagreement_bound,
     inputs_of,
     label_sets,
     label_sets_came_true,
-    limit_of,
     rows,
     texts_of,
     training_of,
@@ -95,11 +94,11 @@ class Evidence:
         return open_beside(ref.uri, self.artifact)
 
     def rows(self, certificate: Certificate, split: str) -> Rows:
-        """Outputs of the first, the last and the full model on a split."""
+        """Outputs of the models of the cascade and of the full one on a split."""
         outputs, data = certificate.outputs, certificate.data
         if split == "calibration" and certificate.fresh is not None:
             outputs, data = certificate.fresh_outputs, certificate.fresh
-        named = [outputs[name] for name in (certificate.first.name, tried_last(certificate), FULL)]
+        named = [outputs[name] for name in (*tried(certificate), FULL)]
         corpus = self.open(data)
         texts = texts_of(corpus, split) if self.config.reads_texts else None
         return rows([self.open(ref) for ref in named], split, inputs_of(corpus, split), texts)
@@ -109,25 +108,29 @@ class Evidence:
         """What was asked for."""
         return SelectConfig.parse(self.artifact.manifest.config["select"])
 
-    def scorer(self, certificate: Certificate) -> Scorer:
-        """What the certificate is about, with what it has learnt.
+    def scorers(self, certificate: Certificate) -> list[Scorer]:
+        """What the certificate is about, for every stage but the last, with what they have learnt.
 
         Raises:
-            CertificateError: what it has learnt is missing, or not what the certificate was issued for.
+            CertificateError: what they have learnt is missing, or not what the certificate was issued for.
         """
-        return certified_scorer(self.artifact, self.plan, certificate)
+        return certified_scorers(self.artifact, self.plan, certificate)
 
-    def fit_scorer(self, certificate: Certificate, selection: Rows) -> Scorer:
-        """What is learnt from these selection rows."""
+    def fit_scorers(self, certificate: Certificate, selection: Rows) -> list[Scorer]:
+        """What is learnt from these selection rows about every stage but the last."""
         config = self.config
-        return selection.fit_scorer(
-            config.make_validator(),
-            config.make_checks(),
-            config.calibrator,
-            certificate.risk,
-            self.plan.labels,
-            lambda: self._training,
-        )
+        return [
+            selection.fit_scorer(
+                config.make_validator(),
+                config.make_checks(),
+                config.calibrator,
+                certificate.risk,
+                self.plan.labels,
+                lambda: self._training,
+                stage,
+            )
+            for stage in range(len(selection.stages) - 1)
+        ]
 
     @cached_property
     def _training(self) -> Training:
@@ -143,20 +146,21 @@ class Evidence:
         return Wanted(default, tuple(sorted(others - {default})), certificate.delta, asked.per_class)
 
 
-def tried_last(certificate: Certificate) -> str:
-    """The model that rows were escalated to when the certificate was issued.
+def tried(certificate: Certificate) -> list[str]:
+    """The models that rows went through when the certificate was issued, in the order in which they were asked.
 
     Where the first turned out to do alone, `last` names none, but its outputs were counted.
     """
+    names = [certificate.first.name, *(stage.model.name for stage in certificate.middle)]
     if certificate.last is not None:
-        return certificate.last.name
+        return [*names, certificate.last.name]
     counted = certificate.fresh_outputs or certificate.outputs
-    return next((name for name in counted if name not in (certificate.first.name, FULL)), FULL)
+    return [*names, next((name for name in counted if name not in (*names, FULL)), FULL)]
 
 
-def path_of(certificate: Certificate, selection_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def path_of(certificate: Certificate, selection_scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The path that was walked: all of it when the plan was made, later only what needs no other models."""
-    path = tied_path([selection_scores], certificate.grid_size)
+    path = tied_path(selection_scores, certificate.grid_size, certificate.tie)
     if certificate.fresh is None or certificate.checks:
         return path
     return path[-1:] if certificate.last is None else path[:-1]
@@ -199,6 +203,7 @@ def _digests(evidence: Evidence) -> Iterator[Check]:
     certificate = evidence.certificate
     if certificate is not None:
         refs += [certificate.data, certificate.full, *certificate.outputs.values()]
+        refs += [stage.model for stage in certificate.middle]
         refs += [certificate.profile] if certificate.profile else []
         refs += [certificate.fresh, *certificate.fresh_outputs.values()] if certificate.fresh else []
     for ref in {(ref.uri, ref.digest): ref for ref in refs}.values():
@@ -206,7 +211,7 @@ def _digests(evidence: Evidence) -> Iterator[Check]:
         yield _intact(f"{found.manifest.stage} {ref.name}", found, ref.digest)
     if certificate is None:
         return
-    needed = {certificate.first.name, tried_last(certificate), FULL}
+    needed = {*tried(certificate), FULL}
     missing = sorted(needed - set(certificate.outputs))
     yield compare("models without outputs", missing, [])
     used = sorted(needed) if certificate.fresh else []
@@ -228,7 +233,8 @@ def _digests(evidence: Evidence) -> Iterator[Check]:
     of_labels = {"labels": parents.get("labels")} if "labels" in parents else {}
     named = {certificate.fresh.name: certificate.fresh.digest} if certificate.fresh else {}
     yield compare("fresh rows: made of", of_labels, named)
-    models = {ref.name: ref.digest for ref in [*refs[: len(evidence.plan.stages)], certificate.full]}
+    served = [stage.model for stage in evidence.plan.stages] + [stage.model for stage in certificate.middle]
+    models = {ref.name: ref.digest for ref in [*served, certificate.full]}
     for name, ref in certificate.outputs.items():
         of = evidence.open(ref).manifest.parents
         if name in models and of:
@@ -253,6 +259,8 @@ def _asked(certificate: Certificate, config: SelectConfig) -> Iterator[Check]:
     yield compare("checks", config.checks, certificate.checks)
     yield compare("calibrator", config.calibrator, "temperature" if (c := certificate.calibrator) is None else c.kind)
     yield compare("grid size", config.grid_size, certificate.grid_size)
+    ties = TIES if certificate.middle else (1.0,)
+    yield Check(what="tie", found=list(ties), stated=certificate.tie, ok=certificate.tie in ties)
     plain = {name: Certificate.model_fields[name].default for name in ("assumption", "how_to_check")}
     yield compare("wording", plain, {name: getattr(certificate, name) for name in plain})
     asked = {config.alpha, *config.points}
@@ -290,7 +298,7 @@ def _state(evidence: Evidence, certificate: Certificate) -> Check:
     """Whether validator and checks have what the certificate was issued for."""
     what, stated = "what validator and checks have learnt", certificate.scorer_digest
     try:
-        evidence.scorer(certificate)
+        evidence.scorers(certificate)
     except CertificateError as error:
         return Check(what=what, found=str(error), stated=stated, ok=False)
     return Check(what=what, found=stated, stated=stated, ok=True)
@@ -299,16 +307,15 @@ def _state(evidence: Evidence, certificate: Certificate) -> Check:
 def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
     """The certificate, issued again from the outputs."""
     selection, calibration = evidence.rows(certificate, "selection"), evidence.rows(certificate, "calibration")
-    scorer = evidence.scorer(certificate)
-    again = evidence.fit_scorer(certificate, selection)
-    yield compare("temperature, fitted again", again.temperature, certificate.temperature)
-    yield compare("calibrator, fitted again", dump(again.calibrator), dump(certificate.calibrator))
-    yield from _learnt(again, scorer)
-    path = path_of(certificate, selection.scores(scorer))
-    last_is_full, checked = tried_last(certificate) == FULL, bool(scorer.checks)
-    walked = calibration.walk(
-        certificate.risk, calibration.scores(scorer), path, last_is_full=last_is_full, checked=checked
-    )
+    scorers = evidence.scorers(certificate)
+    refit = evidence.fit_scorers(certificate, selection)
+    for name, scorer, again in zip(tried(certificate)[:-1], scorers, refit, strict=True):
+        yield compare(f"{name}: temperature, fitted again", again.temperature, scorer.temperature)
+        yield compare(f"{name}: calibrator, fitted again", dump(again.calibrator), dump(scorer.calibrator))
+        yield from _learnt(name, again, scorer)
+    path, scores = path_of(certificate, selection.all_scores(scorers)), calibration.all_scores(scorers)
+    last_is_full, checked = tried(certificate)[-1] == FULL, bool(scorers[0].checks)
+    walked = calibration.walk(certificate.risk, scores, path, last_is_full=last_is_full, checked=checked)
     yield compare("calibration rows", walked.rows, certificate.calibration_rows)
     try:
         found = certify(walked, evidence.wanted(certificate), evidence.plan.labels)
@@ -318,8 +325,8 @@ def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]
     if found.default is not None:
         again_bound = None
         if certificate.risk == "regret":
-            accepted = calibration.scores(scorer) >= limit_of(found.default)
-            again_bound = disagreement_bound(calibration, accepted, len(path))
+            by = answered_by(scores, limits_of(found.default, len(scores)))
+            again_bound = disagreement_bound(calibration, by, len(path))
         yield compare("disagreement", dump(again_bound), dump(certificate.disagreement))
     yield compare("multiplicity", found.multiplicity, certificate.multiplicity)
     yield compare("risk levels left out", found.left_out, certificate.left_out)
@@ -330,18 +337,17 @@ def _recomputed(evidence: Evidence, certificate: Certificate) -> Iterator[Check]
             yield compare(f"point {point.alpha:g}: {name}", issued.get(name), stated)
 
 
-def _learnt(again: Scorer, scorer: Scorer) -> Iterator[Check]:
+def _learnt(model: str, again: Scorer, scorer: Scorer) -> Iterator[Check]:
     """Whether validator and checks learn the same again, but for rounding: another build sums in another order."""
     shapes, stated = ({name: list(values.shape) for name, values in of.state.items()} for of in (again, scorer))
-    yield compare("what was learnt, its shapes", shapes, stated)
+    yield compare(f"{model}: what was learnt, its shapes", shapes, stated)
     if shapes != stated:
         return
     for name, values in scorer.state.items():
         found = again.state[name].astype(np.float64)
         ok = np.allclose(found, values.astype(np.float64), rtol=_LEARNT, atol=_LEARNT * float(np.abs(values).max()))
-        yield Check(
-            what=f"what was learnt: {name}", found="the same" if ok else "other", stated="the same", ok=bool(ok)
-        )
+        what = f"{model}: what was learnt: {name}"
+        yield Check(what=what, found="the same" if ok else "other", stated="the same", ok=bool(ok))
 
 
 def _plan(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
@@ -381,16 +387,15 @@ def _plan(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
 
 def expected_numbers(evidence: Evidence, certificate: Certificate, stages: Sequence[PlanStage]) -> dict[str, float]:
     """What a plan of these stages is expected to do, from test outputs."""
-    test, scorer = evidence.rows(certificate, "test"), evidence.scorer(certificate)
-    accepted = test.scores(scorer) >= limit_of(certificate.default)
-    sets = label_sets_came_true(stages, test, scorer) if evidence.config.conformal is not None else {}
+    test, scorers, point = evidence.rows(certificate, "test"), evidence.scorers(certificate), certificate.default
+    by = answered_by(test.all_scores(scorers), limits_of(point, len(scorers)))
+    sets = label_sets_came_true(stages, test, scorers) if evidence.config.conformal is not None else {}
     # A timing, which nobody can compute: what rests on it can.
     validator_cost = evidence.plan.expected.get("validator_cost", 0.0)
-    e, costs = certificate.escalation_rate, [stage.cost for stage in stages]
     return {
-        "escalation_rate": e,
-        "cost": costs[0] if len(costs) == 1 else cascade_cost(costs[0], validator_cost, e, costs[-1]),
-        **came_true(test, accepted, certificate.risk),
+        "escalation_rate": point.escalation_rate,
+        "cost": cost_of_stages([stage.cost for stage in stages], validator_cost, point.shares),
+        **came_true(test, by, certificate.risk),
         **sets,
     }
 
@@ -410,7 +415,7 @@ def refitted(evidence: Evidence, certificate: Certificate, stages: Sequence[Plan
         return [stage.model_copy(update={"label_sets": None}) for stage in stages]
     calibration = evidence.rows(certificate, "calibration")
     level, found = stage_level(config.coverage, len(stages)), []
-    for stage, logits in zip(stages, (calibration.first, calibration.last), strict=False):
+    for stage, logits in zip(stages, calibration.stages, strict=False):
         sets = label_sets(stage, logits, calibration.labels, config, level)
         found.append(stage.model_copy(update={"label_sets": sets}))
     return found
@@ -434,11 +439,12 @@ def resample_task(artifact: Artifact, runs: int, report: Report) -> Resampled:
     return resample(
         pool(splits),
         (len(splits[0].labels), len(splits[1].labels)),
-        partial(evidence.fit_scorer, certificate),
+        partial(evidence.fit_scorers, certificate),
         evidence.wanted(certificate),
         certificate.risk,
-        last_is_full=tried_last(certificate) == FULL,
+        last_is_full=tried(certificate)[-1] == FULL,
         grid_size=certificate.grid_size,
+        tie=certificate.tie,
         runs=runs,
         report=report,
     )

@@ -1,4 +1,4 @@
-"""How much may be sent to the last model: a token bucket, room in its queue, and time before a deadline. Pure."""
+"""How much may be sent to a later model: a token bucket, room in its queue, and time before a deadline. Pure."""
 
 import math
 import time
@@ -68,16 +68,17 @@ class Queue(Protocol):
 
 
 class Gate:
-    """What rows have to pass on their way to the last model.
+    """What rows have to pass on their way to the last model, or to one in the middle.
 
     Args:
-        queue: of the last model.
+        queue: of that model.
         budget: None for no limit.
         clock: of deadlines.
+        name: of that model, for messages.
     """
 
-    def __init__(self, queue: Queue, budget: Budget | None, clock: Clock) -> None:
-        self._queue, self._budget, self._clock = queue, budget, clock
+    def __init__(self, queue: Queue, budget: Budget | None, clock: Clock, name: str = "the last model") -> None:
+        self._queue, self._budget, self._clock, self._name = queue, budget, clock, name
 
     def enter(self, rows: int, deadline: float | None = None) -> None:
         """Let rows through, which costs them their tokens.
@@ -91,7 +92,7 @@ class Gate:
         """
         wait_s = self._queue.wait_s()
         if not self._queue.has_room(rows):
-            raise QueueFull(f"{self._queue.waiting_rows} rows are waiting for the last model", retry_after_s=wait_s)
+            raise QueueFull(f"{self._queue.waiting_rows} rows are waiting for {self._name}", retry_after_s=wait_s)
         check_deadline(wait_s, self._queue.waiting_rows, deadline, self._clock)
         if self._budget is not None and not self._budget.take(rows):
             raise QueueFull(

@@ -1,9 +1,12 @@
 """The cascade: the first variant answers, the validator scores the answer, what it cannot vouch for is escalated.
 
-Pure: it knows the plan and three functions (encode, first, last), not where they run. The endpoint and offline
+A middle model's answers are judged in the same way; the last model has the last word. Whatever a stage but the last
+does wrong, failing, keeping silent, or giving what nobody can use, makes the next one answer.
+
+Pure: it knows the plan and some functions (encode, one per stage), not where they run. The endpoint and offline
 prediction run this same code, so an answer does not depend on the way it was asked for.
 
-Where the last model has no capacity left, a request is answered under the next more lenient point of the certificate,
+Where a later model has no capacity left, a request is answered under the next more lenient point of the certificate,
 and refused when there is none (docs/load.md). No answer is ever accepted below the most lenient point.
 """
 
@@ -21,20 +24,26 @@ from lspm_ray.compression.recipe import FULL
 from lspm_ray.corpus.clean import normalize
 from lspm_ray.evaluation.calibration import Calibrator, probabilities
 from lspm_ray.selection.conformal import names as label_set_names
-from lspm_ray.selection.plan import Plan
-from lspm_ray.selection.scorer import Scorer
+from lspm_ray.selection.plan import OperatingPoint, Plan
+from lspm_ray.selection.scorer import Scorer, stage_name
 from lspm_ray.tasks import Encoded, Task
 from lspm_ray.validators import Check, State, Validator
+from lspm_ray.validators.contract import part
 
 Logits = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Awaitable[list[Encoded]]]
 Stage = Callable[[Sequence[Encoded]], Awaitable[Logits]]
 Reason = str
 """Why an answer is escalated: `low_score`, `invalid_output`, `error`, `timeout`, `requested` (the request asked for
-full), `revoked` (the certificate no longer holds), or what a check says."""
+full), `revoked` (the certificate no longer holds), or what a check says. Of the last stage that passed it on."""
 Cause = Literal["queue", "budget", "deadline"]
 
 _log = logging.getLogger(__name__)
+
+
+_UNASKED: Reason = "unasked"
+"""Of a text in a middle stage that was not asked about it."""
+_STRAIGHT_TO_LAST = ("requested", "revoked")
 
 
 class EmptyText(ValueError):  # noqa: N818
@@ -119,22 +128,25 @@ def usable(logits: Logits, rows: int, labels: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the first variant said about some texts, and whether that may be said.
+    """What a stage said about some texts, and whether that may be said.
 
     Attributes:
         inputs: token ids of each text.
         probabilities: calibrated, [rows, labels]; NaN in rows without a usable output.
         scores: of the validator, [rows]; NaN where there is none.
         reasons: why a row is escalated; None where it is accepted.
+        texts: as the models were given them; None where nobody reads them.
     """
 
     inputs: Sequence[Encoded]
     probabilities: NDArray[np.float64]
     scores: NDArray[np.float64]
     reasons: Sequence[Reason | None]
+    texts: Sequence[str] | None = None
 
     def __getitem__(self, rows: slice) -> Self:
-        return type(self)(self.inputs[rows], self.probabilities[rows], self.scores[rows], self.reasons[rows])
+        texts = None if self.texts is None else self.texts[rows]
+        return type(self)(self.inputs[rows], self.probabilities[rows], self.scores[rows], self.reasons[rows], texts)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -146,7 +158,7 @@ class CascadeAnswer:
 
     Attributes:
         alpha: of the certified point that it was given under; None where nothing had to be certified.
-        degraded: it was accepted only because the last model had no capacity left, under a more lenient point than the
+        degraded: it was accepted only because a later model had no capacity left, under a more lenient point than the
             request's own.
     """
 
@@ -186,15 +198,15 @@ class Rung:
 
     Attributes:
         alpha: of the certificate; None where nothing was certified.
-        threshold: accept where score >= threshold; None accepts every answer.
+        thresholds: of each stage whose answers are judged: accept where score >= threshold; None accepts every answer.
     """
 
     alpha: float | None
-    threshold: float | None
+    thresholds: tuple[float | None, ...]
 
 
 class Admission(Protocol):
-    """Decides whether the last stage may be sent more now: see `lspm_ray.serving.budget.Gate`."""
+    """Decides whether a stage may be sent more now: see `lspm_ray.serving.budget.Gate`."""
 
     def enter(self, rows: int, deadline: float | None) -> None:
         """Let rows through.
@@ -214,12 +226,12 @@ class Rules:
     Attributes:
         plan: what to serve.
         task: turns probabilities into answers.
-        scorer: judges the first variant's answers.
+        scorers: judge the answers of each stage but the last, of a single stage too.
     """
 
     plan: Plan
     task: Task
-    scorer: Scorer
+    scorers: Sequence[Scorer]
 
     @classmethod
     def of(cls, plan: Plan, state: State | None = None) -> Self:
@@ -227,25 +239,39 @@ class Rules:
 
         Args:
             plan: what to serve.
-            state: what validator and checks have learnt.
+            state: what validator and checks have learnt about every stage.
         """
-        first = plan.stages[0]
         validator, checks = Validator.make(plan.validator), [Check.make(spec) for spec in plan.checks]
-        scorer = Scorer(plan.labels, validator, checks, first.temperature, first.calibrator, state or {})
-        return cls(plan, Task.make(plan.task), scorer)
+        judged = plan.stages[:-1] or plan.stages
+        learnt = [part(state or {}, stage_name(number)) for number in range(len(judged))]
+        scorers = [
+            Scorer(plan.labels, validator, checks, stage.temperature, stage.calibrator, own)
+            for stage, own in zip(judged, learnt, strict=True)
+        ]
+        return cls(plan, Task.make(plan.task), scorers)
 
     @property
     def alone(self) -> bool:
         """One model answers everything."""
         return len(self.plan.stages) == 1
 
+    @property
+    def last(self) -> int:
+        """How many stages are judged, which is the number of the one that has the last word."""
+        return len(self.scorers)
+
     @cached_property
     def rungs(self) -> tuple[Rung, ...]:
         """Every point that can be served, from strict to lenient."""
         if not self.plan.points:
-            return (Rung(None, self.plan.stages[0].threshold),)
-        points = (Rung(point.alpha, point.threshold) for point in self.plan.points)
-        return tuple(rung for rung in points if not self.alone or rung.threshold is None)
+            return (Rung(None, tuple(stage.threshold for stage in self.plan.stages[: self.last])),)
+        points = (self._rung(point) for point in self.plan.points)
+        return tuple(rung for rung in points if not self.alone or rung.thresholds == (None,))
+
+    def _rung(self, point: OperatingPoint) -> Rung:
+        # A point that accepts everything names the first stage's threshold only.
+        thresholds = (*point.thresholds, *[None] * self.last)
+        return Rung(point.alpha, thresholds[: self.last])
 
     @cached_property
     def has_full(self) -> bool:
@@ -270,7 +296,7 @@ class Rules:
         default = self.plan.default
         if default is None:
             return self.rungs
-        own = Rung(default.alpha, default.threshold)
+        own = self._rung(default)
         limit = np.inf if max_alpha is None else max_alpha
         return (own, *(r for r in self.rungs if r.alpha is not None and default.alpha < r.alpha <= limit))
 
@@ -294,17 +320,18 @@ class Rules:
         hint = f"Certified here: {valid}" + ("; or ask for the full model (`full`)" if self.has_full else "")
         return NotServed("max_risk", f"no answers are certified to a risk of {max_risk:g} or less", hint)
 
-    def decide(self, verdicts: Verdicts, rung: Rung) -> Verdicts:
-        """The same verdicts under another threshold; what is escalated for another reason than its score stays so."""
-        accepted = accept(verdicts.scores, rung.threshold)
-        reasons: list[Reason | None] = [
+    def decide(self, verdicts: Verdicts, threshold: float | None) -> list[Reason | None]:
+        """The reasons under another threshold; what is escalated for another reason than its score stays so."""
+        accepted = accept(verdicts.scores, threshold)
+        return [
             reason if reason not in (None, "low_score") else None if passed else "low_score"
             for reason, passed in zip(verdicts.reasons, accepted, strict=True)
         ]
-        return replace(verdicts, reasons=reasons)
 
-    def judge(self, inputs: Sequence[Encoded], logits: Logits, texts: Sequence[str] | None = None) -> Verdicts:
-        """Score and accept or escalate the first variant's output for `inputs`, which were made of `texts`."""
+    def judge(
+        self, inputs: Sequence[Encoded], logits: Logits, texts: Sequence[str] | None = None, stage: int = 0
+    ) -> Verdicts:
+        """Score and accept or escalate a stage's output for `inputs`, which were made of `texts`."""
         fine = np.flatnonzero(usable(logits, len(inputs), len(self.plan.labels)))
         found = np.full((len(inputs), len(self.plan.labels)), np.nan)
         scores = np.full(len(inputs), np.nan)
@@ -312,17 +339,77 @@ class Rules:
         if len(fine):
             kept = fine.tolist()
             some = None if texts is None else [texts[row] for row in kept]
-            judged = self.scorer.judge([inputs[row] for row in kept], logits[fine], some)
+            judged = self.scorers[stage].judge([inputs[row] for row in kept], logits[fine], some)
             found[fine], scores[fine] = judged.probabilities, judged.scores
-            accepted = accept(judged.scores, self.plan.stages[0].threshold)
+            accepted = accept(judged.scores, self.plan.stages[stage].threshold)
             for row, refused, passed in zip(kept, judged.refused, accepted, strict=True):
                 reasons[row] = refused or (None if passed else "low_score")
-        return Verdicts(inputs, found, scores, reasons)
+        return Verdicts(inputs, found, scores, reasons, texts)
 
-    def refuse(self, inputs: Sequence[Encoded], reason: Reason) -> Verdicts:
-        """Escalate everything: the first variant gave no output."""
+    def refuse(self, inputs: Sequence[Encoded], reason: Reason, texts: Sequence[str] | None = None) -> Verdicts:
+        """Escalate everything: the stage gave no output."""
         rows, labels = len(inputs), len(self.plan.labels)
-        return Verdicts(inputs, np.full((rows, labels), np.nan), np.full(rows, np.nan), [reason] * rows)
+        return Verdicts(inputs, np.full((rows, labels), np.nan), np.full(rows, np.nan), [reason] * rows, texts)
+
+
+class Course:
+    """The way of some texts through the stages, as far as it is known.
+
+    Args:
+        rules: of the plan.
+        first: what the first stage said.
+    """
+
+    def __init__(self, rules: Rules, first: Verdicts) -> None:
+        self._rules = rules
+        self.said = [first, *(rules.refuse(first.inputs, _UNASKED) for _ in range(1, rules.last))]
+
+    def under(self, rung: Rung) -> tuple[NDArray[np.int64], list[Reason | None]]:
+        """Which stage has each text under a point, for good or until it is asked, and why the one before passed it on.
+
+        The number of the stage with the last word is `Rules.last`, also where that is not the plan's own.
+        """
+        by = np.zeros(len(self.said[0]), dtype=np.int64)
+        why: list[Reason | None] = [None] * len(by)
+        for stage, (verdicts, threshold) in enumerate(zip(self.said, rung.thresholds, strict=True)):
+            reasons = self._rules.decide(verdicts, threshold)
+            for row in np.flatnonzero(by == stage).tolist():
+                reason = reasons[row]
+                if self._passes_on(reason):
+                    by[row] = self._rules.last if reason in _STRAIGHT_TO_LAST else stage + 1
+                    why[row] = reason
+        return by, why
+
+    def _passes_on(self, reason: Reason | None) -> bool:
+        """A variant that serves alone passes on only what is the full model's."""
+        return reason not in (None, _UNASKED) and (not self._rules.alone or reason in _STRAIGHT_TO_LAST)
+
+    def next(self, by: NDArray[np.int64]) -> tuple[int, list[int]]:
+        """The earliest stage that has to be asked, and about which texts; the last may have none.
+
+        Args:
+            by: see `under`.
+        """
+        for stage in range(1, self._rules.last):
+            rows = [row for row in np.flatnonzero(by == stage).tolist() if self.said[stage].reasons[row] == _UNASKED]
+            if rows:
+                return stage, rows
+        return self._rules.last, np.flatnonzero(by == self._rules.last).tolist()
+
+    def some(self, rows: Sequence[int]) -> tuple[list[Encoded], list[str] | None]:
+        """Token ids of some of the texts, and these themselves."""
+        first = self.said[0]
+        texts = None if first.texts is None else [first.texts[row] for row in rows]
+        return [first.inputs[row] for row in rows], texts
+
+    def add(self, stage: int, rows: Sequence[int], verdicts: Verdicts) -> None:
+        """What a middle stage said about these rows."""
+        old = self.said[stage]
+        found, scores, reasons = old.probabilities.copy(), old.scores.copy(), list(old.reasons)
+        found[rows], scores[rows] = verdicts.probabilities, verdicts.scores
+        for row, reason in zip(rows, verdicts.reasons, strict=True):
+            reasons[row] = reason
+        self.said[stage] = replace(old, probabilities=found, scores=scores, reasons=reasons)
 
 
 @dataclass(frozen=True)
@@ -349,8 +436,9 @@ class Cascade:
         rules: of the plan.
         encode: texts to token ids.
         stages: one function per stage of the plan, token ids to logits [rows, labels].
-        first_timeout_s: how long the first of two stages may take.
-        gate: says when the last of two stages can take no more; None: it always can.
+        first_timeout_s: how long the first of several stages may take.
+        gate: says when the last of several stages can take no more; None: it always can.
+        middle_gates: the same of the stages between; none: they always can.
         max_alpha: overload leads to no more lenient point than this; None: to every certified one.
         full: the full model, where it is there beside the plan's own stages.
     """
@@ -364,6 +452,7 @@ class Cascade:
         gate: Admission | None = None,
         max_alpha: float | None = None,
         full: Full | None = None,
+        middle_gates: Sequence[Admission] = (),
     ) -> None:
         if len(stages) != len(rules.plan.stages):
             raise ValueError(f"the plan has {len(rules.plan.stages)} stages, got functions for {len(stages)}")
@@ -372,6 +461,7 @@ class Cascade:
         self.stages = list(stages)
         self.first_timeout_s = first_timeout_s
         self.gate = gate
+        self.middle_gates = middle_gates
         self.max_alpha = max_alpha
         self.full = full
         self._takes_over: Full | None = None
@@ -406,7 +496,7 @@ class Cascade:
         return await self.finish(verdicts, needs)
 
     async def skip(self, texts: Sequence[str]) -> Verdicts:
-        """Leave the texts to the full model without asking the first stage.
+        """Leave the texts to the full model without asking any other.
 
         Raises:
             StageDown: the only stage failed.
@@ -416,7 +506,7 @@ class Cascade:
         return self.rules.refuse(await self.encode(texts), "requested")
 
     async def judge(self, texts: Sequence[str]) -> Verdicts:
-        """Ask the first stage. With a single stage its failure is final; with two it escalates.
+        """Ask the first stage. With a single stage its failure is final; otherwise it escalates.
 
         Raises:
             QueueFull: too much is waiting for the first stage.
@@ -427,23 +517,33 @@ class Cascade:
             return self.rules.refuse(inputs, "revoked")
         if self.rules.alone:
             return self.rules.judge(inputs, await self._ask(self._final(NO_NEEDS), inputs), texts)
+        return await self._said(0, inputs, texts)
+
+    async def _said(self, stage: int, inputs: Sequence[Encoded], texts: Sequence[str] | None) -> Verdicts:
+        """What a stage but the last says; where it says nothing, all is escalated.
+
+        Raises:
+            QueueFull: too much is waiting for it.
+        """
+        name, reason = self.rules.plan.stages[stage].model.name, "error"
         try:
-            async with asyncio.timeout(self.first_timeout_s):
-                logits = await self.stages[0](inputs)
-            return self.rules.judge(inputs, logits, texts)
-        except TimeoutError:
-            _log.warning("first variant: no answer within %s s, escalating %d texts", self.first_timeout_s, len(inputs))
-            return self.rules.refuse(inputs, "timeout")
+            async with asyncio.timeout(None if stage else self.first_timeout_s):
+                logits = await self.stages[stage](inputs)
+            return self.rules.judge(inputs, logits, texts, stage)
         except QueueFull:
-            raise  # sending the surplus to the full model would take that down too
+            raise  # sending the surplus to the last model would take that down too
+        except TimeoutError:
+            _log.warning("%s: no answer in time, escalating %d texts", name, len(inputs))
+            reason = "timeout"
         except Exception as error:
-            _log.error("first variant failed, escalating %d texts: %r", len(inputs), error)
-            return self.rules.refuse(inputs, "error")
+            _log.error("%s failed, escalating %d texts: %r", name, len(inputs), error)
+        return self.rules.refuse(inputs, reason, texts)
 
     async def finish(self, verdicts: Verdicts, needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
-        """Escalate what was not accepted, all in one call, and put the answers together.
+        """Escalate what was not accepted, in one call of each stage, and put the answers together.
 
-        When the last stage cannot take them, the request's texts are looked at under the next more lenient point.
+        When a later stage cannot take them, the request's texts are looked at under the next more lenient point. What a
+        middle stage has said by then is not asked again.
 
         Raises:
             QueueFull: what even the most lenient point escalates cannot be taken.
@@ -451,41 +551,45 @@ class Cascade:
         """
         revoked = [reason == "revoked" for reason in verdicts.reasons]
         ladder = self.rules.ladder(Needs() if needs.full or all(revoked) else needs, self.max_alpha)
-        refused, rows = QueueFull("no point was tried"), len(verdicts) + 1
+        course, refused, stuck = Course(self.rules, verdicts), QueueFull("no point was tried"), (-1, -1)
         for rung in ladder:
-            decided = verdicts if self.rules.alone else self.rules.decide(verdicts, rung)
-            escalated = [self._escalates(reason) for reason in decided.reasons]
-            rest = np.flatnonzero(escalated).tolist()
-            if len(rest) == rows:
-                continue  # a point that helps none of these texts
-            rows, final = len(rest), self._final(needs)
+            by, why = course.under(rung)
+            stage, rest = course.next(by)
             try:
-                return self._answers(verdicts, await self._escalated(decided, rest, needs, final), ladder, final)
+                while stage < self.rules.last and (stage, len(rest)) != stuck:
+                    await self._ask_middle(course, stage, rest, needs)
+                    by, why = course.under(rung)
+                    stage, rest = course.next(by)
+                if (stage, len(rest)) != stuck:  # else a point that helps none of these texts
+                    final = self._final(needs)
+                    found = self._given(course, by, await self._last_word(course, rest, needs, final))
+                    return self._answers(found, by, why, course, ladder, final)
             except QueueFull as error:
-                refused = error
+                refused, stuck = error, (stage, len(rest))
         raise refused
 
-    def _escalates(self, reason: Reason | None) -> bool:
-        """Whether the model with the last word answers, which is another than a variant that serves alone."""
-        return reason is not None and (not self.rules.alone or reason in ("revoked", "requested"))
+    async def _ask_middle(self, course: Course, stage: int, rest: Sequence[int], needs: Needs) -> None:
+        if self.middle_gates:
+            self.middle_gates[stage - 1].enter(len(rest), needs.deadline)
+        course.add(stage, rest, await self._said(stage, *course.some(rest)))
 
-    async def _escalated(self, verdicts: Verdicts, rest: Sequence[int], needs: Needs, final: Full) -> Verdicts:
-        """With the last model's probabilities in the rows of `rest`."""
+    async def _last_word(
+        self, course: Course, rest: Sequence[int], needs: Needs, final: Full
+    ) -> NDArray[np.float64] | None:
+        """The last model's probabilities of the rows of `rest`; None where there are none."""
         if not rest:
-            return verdicts
+            return None
         # The gate knows the queue of the plan's own last model.
         gate = self.gate if final.name == self.rules.plan.stages[-1].model.name else None
         if gate is not None:
             gate.enter(len(rest), needs.deadline)
         try:
-            logits = await self._ask(final, [verdicts.inputs[row] for row in rest])
+            logits = await self._ask(final, course.some(rest)[0])
         except QueueFull:
             if gate is not None:
                 gate.give_back(len(rest))
             raise
-        found = verdicts.probabilities.copy()
-        found[rest] = probabilities(logits, final.temperature, final.calibrator)
-        return replace(verdicts, probabilities=found)
+        return probabilities(logits, final.temperature, final.calibrator)
 
     def _final(self, needs: Needs) -> Full:
         """The model with the last word."""
@@ -502,43 +606,80 @@ class Cascade:
             raise StageDown(f"{model.name} returned an output that is not usable")
         return logits
 
-    def _answers(self, judged: Verdicts, decided: Verdicts, ladder: Sequence[Rung], final: Full) -> list[CascadeAnswer]:
-        plan, first = self.rules.plan, self.rules.plan.stages[0].model.name
-        found = self.rules.task.decode(decided.probabilities, plan.labels)
-        sets = self._label_sets(decided, final)
-        # The strictest point of the ladder under which each score is accepted.
-        needed = np.argmax([accept(judged.scores, rung.threshold) for rung in ladder], axis=0)
-        answers = []
-        for row, (answer, score, reason, rung) in enumerate(
-            zip(found, decided.scores, decided.reasons, needed, strict=True)
-        ):
-            accepted = not self._escalates(reason)
-            answers.append(
-                CascadeAnswer(
-                    label=answer.label,
-                    probability=answer.probability,
-                    variant=first if accepted else final.name,
-                    escalated=not accepted,
-                    validator_score=None if np.isnan(score) else float(score),
-                    reason=None if accepted else reason,
-                    alpha=None if reason in ("requested", "revoked") else ladder[rung if accepted else 0].alpha,
-                    degraded=accepted and rung > 0,
-                    label_set=sets[row],
-                )
+    def _answers(
+        self,
+        found: NDArray[np.float64],
+        by: NDArray[np.int64],
+        why: Sequence[Reason | None],
+        course: Course,
+        ladder: Sequence[Rung],
+        final: Full,
+    ) -> list[CascadeAnswer]:
+        plan, scores = self.rules.plan, course.said[0].scores
+        names = [*(stage.model.name for stage in plan.stages[: self.rules.last]), final.name]
+        sets, needed = self._label_sets(found, by, final), self._needed(course, by, ladder)
+        return [
+            CascadeAnswer(
+                label=answer.label,
+                probability=answer.probability,
+                variant=names[stage],
+                escalated=stage > 0,
+                validator_score=None if np.isnan(score) else float(score),
+                reason=reason,
+                alpha=None if reason in _STRAIGHT_TO_LAST else ladder[rung].alpha,
+                degraded=rung > 0,
+                label_set=label_set,
             )
-        return answers
+            for answer, stage, score, reason, rung, label_set in zip(
+                self.rules.task.decode(found, plan.labels), by.tolist(), scores, why, needed, sets, strict=True
+            )
+        ]
 
-    def _label_sets(self, verdicts: Verdicts, final: Full) -> list[tuple[str, ...] | None]:
+    def _needed(self, course: Course, by: NDArray[np.int64], ladder: Sequence[Rung]) -> list[int]:
+        """The strictest point of the ladder under which the stage that answers each row would have done so too.
+
+        A point that lets it accept lets no earlier stage do so: thresholds fall from strict to lenient, and the more
+        lenient point that is in use did not either. The last would have answered under the strictest.
+        """
+        needed = np.zeros(len(by), dtype=np.int64)
+        for stage, verdicts in enumerate(course.said):
+            accepted = np.argmax([accept(verdicts.scores, rung.thresholds[stage]) for rung in ladder], axis=0)
+            needed = np.where(by == stage, accepted, needed)
+        rungs: list[int] = needed.tolist()
+        return rungs
+
+    def _given(
+        self, course: Course, by: NDArray[np.int64], last_word: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """The probabilities of the answers that are given [rows, labels]."""
+        found = np.full_like(course.said[0].probabilities, np.nan)
+        for stage, verdicts in enumerate(course.said):
+            found[by == stage] = verdicts.probabilities[by == stage]
+        if last_word is not None:
+            found[by == self.rules.last] = last_word
+        return found
+
+    def _label_sets(
+        self, found: NDArray[np.float64], by: NDArray[np.int64], final: Full
+    ) -> list[tuple[str, ...] | None]:
         """By the stage that answered; a full model that is no stage of the plan has none."""
-        plan, found = self.rules.plan, verdicts.probabilities
-        escalated = np.array([self._escalates(reason) for reason in verdicts.reasons])
-        sets: list[tuple[str, ...] | None] = [None] * len(verdicts)
-        for stage, name, rows in (
-            (plan.stages[0], plan.stages[0].model.name, ~escalated),
-            (plan.stages[-1], final.name, escalated),
-        ):
-            if stage.label_sets is not None and stage.model.name == name and rows.any():
+        plan = self.rules.plan
+        sets: list[tuple[str, ...] | None] = [None] * len(by)
+        last = plan.stages[-1] if plan.stages[-1].model.name == final.name else None
+        for number, stage in enumerate([*plan.stages[: self.rules.last], last]):
+            rows = by == number
+            if stage is not None and stage.label_sets is not None and rows.any():
                 some = label_set_names(stage.label_sets.members(found[rows]), found[rows], plan.labels)
                 for row, named in zip(np.flatnonzero(rows).tolist(), some, strict=True):
                     sets[row] = named
         return sets
+
+
+def within(stage: Stage, seconds: float | None) -> Stage:
+    """A stage that is given up after some time; None never gives it up."""
+
+    async def limited(inputs: Sequence[Encoded]) -> Logits:
+        async with asyncio.timeout(seconds):
+            return await stage(inputs)
+
+    return limited

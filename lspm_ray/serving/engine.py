@@ -26,6 +26,7 @@ from lspm_ray.serving.cascade import (
     Stage,
     Verdicts,
     clean,
+    within,
 )
 from lspm_ray.serving.config import Limits
 from lspm_ray.serving.metrics import Metrics
@@ -121,8 +122,8 @@ def _characters(texts: Sequence[str]) -> int:
 class Engine:
     """Answers requests: the router's `Core`.
 
-    Requests that arrive together share one pass of the first variant, and what these escalate shares one call of the
-    full model; each request is answered as soon as its own texts are.
+    Requests that arrive together share one pass of the first variant, and what these escalate shares one call of each
+    later model; each request is answered as soon as its own texts are.
 
     Args:
         plan: what to serve.
@@ -132,12 +133,13 @@ class Engine:
         limits: what a request may ask for.
         metrics: counts.
         max_batch_size: rows of one call.
-        max_waiting: texts that may wait for a stage; beyond, requests are refused.
+        max_waiting: texts that may wait for a stage; beyond, requests are refused, or what has been escalated is looked
+            at under a more lenient point.
         calls: calls of a remote stage at the same time.
         first_is_local: the first stage computes in this process, one call at a time.
-        first_timeout_s: after this the first variant counts as silent.
+        first_timeout_s: after this a stage but the last counts as silent; what waits for its turn is not counted.
         not_ready: asks the remote stages.
-        budget: of rows that may be sent to the last of two stages; None for no limit but that of the queue.
+        budget: of rows that may be sent to the last of several stages; None for no limit but that of the queue.
         max_alpha: overload leads to no more lenient point than this; None: to every certified one.
         state: what validator and checks have learnt.
         full: the full model, where it is not the plan's last one.
@@ -173,23 +175,28 @@ class Engine:
         names = [stage.model.name for stage in plan.stages]
         stages = [_timed(stage, name, metrics) for stage, name in zip(stages, names, strict=True)]
         last: Batcher[Encoded, Logits] = Batcher(stages[-1], max_batch_size, calls, max_waiting)
-        gate = Gate(last, budget, _now)
+        middle = [
+            Batcher[Encoded, Logits](within(stage, first_timeout_s), max_batch_size, calls, max_waiting)
+            for stage in stages[1:-1]
+        ]
         behind = last if full is None else Batcher[Encoded, Logits](full.stage, max_batch_size, calls, max_waiting)
         self._cascade = Cascade(
             Rules.of(plan, state),
             encode,
-            [*stages[:-1], last.submit],
+            [*stages[:-1][:1], *(batcher.submit for batcher in middle), last.submit],
             first_timeout_s,
-            gate=gate,
+            gate=Gate(last, budget, _now),
             max_alpha=max_alpha,
             full=None if full is None else dataclasses.replace(full, stage=behind.submit),
+            middle_gates=[Gate(batcher, None, _now, "a middle model") for batcher in middle],
         )
         self._audit: Auditor | str = "no audit: the plan has no certificate" if certificate is None else "no audit"
         if audit is not None:
             own = plan.stages[-1]
             end = full or Full(own.model.name, own.temperature, stages[-1], own.calibrator)
             # Models that share a machine share its CPUs: the full model waits for the users of all of them.
-            self._audit = audit(end, lambda: self._first.idle and last.idle and behind.idle)
+            later = [*middle, last, behind]
+            self._audit = audit(end, lambda: self._first.idle and all(queue.idle for queue in later))
             if isinstance(self._audit, Auditor):
                 batched = dataclasses.replace(end, stage=behind.submit)
                 self._audit.on_revoked(lambda: self._cascade.revoke(batched))

@@ -221,7 +221,8 @@ def _add_health(api: FastAPI, core: Core) -> None:
 
 def model_infos(plan: Plan) -> list[ModelInfo]:
     """The plan's stages, as clients see them."""
-    roles = ["only"] if len(plan.stages) == 1 else ["first", "last"]
+    later = len(plan.stages) - 1
+    roles = ["first", *["middle"] * (later - 1), "last"] if later else ["only"]
     return [
         ModelInfo(
             name=stage.model.name,

@@ -130,7 +130,7 @@ def test_the_bound_of_disagreement_is_that_of_the_threshold(seed: int, n: int, t
     rng = np.random.default_rng(seed)
     first, full = rng.random((n, 2)).astype(np.float32), rng.random((n, 2)).astype(np.float32)
     accepted = rng.random(n) < 0.5
-    rows = Rows(full.argmax(1), first, full, full, [])
-    bound = disagreement_bound(rows, accepted, thresholds)
+    rows = Rows(full.argmax(1), [first, full], full, [])
+    bound = disagreement_bound(rows, np.where(accepted, 0, 1), thresholds)
     assert bound.losses == int((accepted & (first.argmax(1) != full.argmax(1))).sum())
     assert binom.cdf(bound.losses, n, bound.level) == pytest.approx(bound.delta / thresholds, rel=1e-6)

@@ -142,6 +142,50 @@ def test_a_variant_alone_lives_in_the_ingress_if_it_is_fast() -> None:
     assert gear.replicas == {"bag": 1}
 
 
+def three_points() -> list[OperatingPoint]:
+    def of(alpha: float, first: float, middle: float, default: bool = False) -> OperatingPoint:
+        shares = {"middle_thresholds": [0.8], "middle_escalation_rates": [middle]}
+        return point(alpha, first, default).model_copy(update=shares)
+
+    return [of(0.01, 0.3, 0.1, True), of(0.02, 0.2, 0.05)]
+
+
+THREE = ("bag", "int8", "full")
+
+
+def test_every_stage_of_three_is_a_queue_that_its_share_of_the_requests_comes_to() -> None:
+    config = GearsConfig(requests=20_000).as_served(2.0, 1)
+    given: dict[str, Any] = {"ingress_replicas": 1, "replicas": {"int8": 1, "full": 1}, "max_batch_size": 8}
+    gear, expected = predict(config, profile(), plan(three_points(), THREE), 100, **given)
+    assert (gear.stages, gear.escalation_rate, gear.cpus) == (list(THREE), 0.3, 3)
+    # At 100 requests/s int8, 10 ms for one text, has 30 of them, and full, 20 ms, has 10.
+    assert expected.busy[1:] == pytest.approx((0.3, 0.2), rel=0.05)
+    assert gear.capacity == pytest.approx(150 / 0.3, rel=1e-6)  # int8 at its best is the first to be busy
+    without = predict(config, profile(), plan(three_points()[:1], THREE), 100, **given)[1]
+    assert without == expected
+
+
+def test_what_is_judged_is_every_answer_but_the_last_model_s() -> None:
+    """The validator's time follows from the plan's cost, and each of 1.3 answers per text takes it."""
+    costs = {name: profile()[name].cost for name in THREE}
+    models = costs["bag"] + 0.3 * costs["int8"] + 0.1 * costs["full"]
+    served = plan(three_points(), THREE)
+    served = served.model_copy(update={"expected": {"cost": models + 1.3 * 0.2}})
+    config = GearsConfig(requests=2000, overhead_ms=0).as_served(2.0, 1)
+    given: dict[str, Any] = {"ingress_replicas": 1, "replicas": {"int8": 1, "full": 1}, "max_batch_size": 8}
+    judged = predict(config, profile(), served, 1, **given)[1]
+    free = predict(config, profile(), plan(three_points(), THREE), 1, **given)[1]
+    full_ms = 1e3 / profile()["full"].speed.best_rows_per_s  # type: ignore[union-attr]
+    assert judged.cpu_ms - free.cpu_ms == pytest.approx(1.3 * 0.2 * full_ms, rel=0.05)
+
+
+def test_three_stages_have_gears_from_the_default_to_more_lenient_points() -> None:
+    low, high = gears(made(plan(three_points(), THREE), rates=[300, 800], slo_ms=300, max_replicas=2))
+    assert low and high  # full alone could not answer so many
+    assert (low.stages, low.alpha, set(low.replicas)) == (list(THREE), 0.01, {"int8", "full"})
+    assert (high.stages, high.cpus > low.cpus or high.degraded) == (list(THREE), True)
+
+
 def test_the_load_stays_below_what_is_allowed() -> None:
     for share in (0.3, 0.9):
         for shift in made(rates=[5, 100, 300], max_load=share).shifts:
@@ -196,13 +240,14 @@ def test_a_given_way_to_serve_is_the_default_point_s() -> None:
     one = predict(config, profile(), plan(), 50, ingress_replicas=1, replicas={"full": 1}, max_batch_size=8)[1]
     assert expected.p99_ms <= one.p99_ms
     table = made(rates=[1])
-    assert table.prerouting_saves_at_most == pytest.approx(prerouting_ceiling(1 / 50_000, 0.0002, 0.3, 1 / 110))
+    assert table.prerouting_saves_at_most == pytest.approx(prerouting_ceiling([1 / 50_000, 1 / 110], 0.0002, [0.3]))
 
 
 def test_routing_past_a_cheap_first_model_saves_next_to_nothing() -> None:
-    assert prerouting_ceiling(0.02, 0.0, 0.3, 1.0) == pytest.approx(0.3 * 0.02 / 0.32)
-    assert prerouting_ceiling(0.02, 0.01, 0.3, 1.0) == pytest.approx(0.3 * 0.02 / 0.33)
-    assert prerouting_ceiling(0.0, 0.0, 0.0, 1.0) == 0.0
+    assert prerouting_ceiling([0.02, 1.0], 0.0, [0.3]) == pytest.approx(0.3 * 0.02 / 0.32)
+    assert prerouting_ceiling([0.02, 1.0], 0.01, [0.3]) == pytest.approx(0.3 * 0.02 / 0.33)
+    assert prerouting_ceiling([0.02, 0.2, 1.0], 0.0, [0.3, 0.1]) == pytest.approx((0.3 * 0.02 + 0.1 * 0.2) / 0.18)
+    assert prerouting_ceiling([0.0, 1.0], 0.0, [0.0]) == 0.0
     assert made(rates=[1]).prerouting_saves_at_most < 0.005
     assert made(plan((point(0.01, 0.3, True),), ("int8", "full")), rates=[1]).prerouting_saves_at_most > 0.2
     assert made(ALONE, rates=[1]).prerouting_saves_at_most == 0.0

@@ -14,6 +14,7 @@ from lspm_ray.errors import CertificateError
 from lspm_ray.selection.points import (
     Walk,
     Wanted,
+    answered_by,
     certify,
     critical_losses,
     curve,
@@ -228,6 +229,17 @@ def test_three_stages_count_who_answers() -> None:
     assert walked.escalated.tolist() == [[2, 1], [0, 0]]
     assert walked.class_losses.tolist() == [[1, 1], [1, 2]]
     assert not walked.nested
+
+
+@given(st.integers(1, 3), st.integers(1, 12), st.integers(0, 2**16))
+@settings(max_examples=50)
+def test_a_row_is_answered_by_the_first_stage_that_may(stages: int, rows: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores, limits = random.integers(0, 5, (stages, rows)).astype(float), random.integers(0, 5, stages).astype(float)
+    expected = [
+        next((stage for stage in range(stages) if scores[stage, row] >= limits[stage]), stages) for row in range(rows)
+    ]
+    assert answered_by(list(scores), limits).tolist() == expected
 
 
 def test_the_path_of_two_stages_is_tied_by_quantiles() -> None:

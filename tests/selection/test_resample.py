@@ -12,34 +12,44 @@ from lspm_ray.selection.scorer import Scorer
 from lspm_ray.selection.select import SelectConfig
 from lspm_ray.validators import Training
 from tests.selection.test_select import logits_for
+from tests.selection.three_stages import three
 
 
 def pooled(n: int) -> Rows:
     labels = np.random.default_rng(0).integers(2, size=n)
     full = logits_for(labels, 0.97, False, 1)
-    return Rows(labels, logits_for(labels, 0.93, False, 2), full, full, [np.array([1])] * n)
+    return Rows(labels, [logits_for(labels, 0.93, False, 2), full], full, [np.array([1])] * n)
 
 
-def fit_with(validator: str) -> Callable[[Rows], Scorer]:
+def fit_with(validator: str) -> Callable[[Rows], list[Scorer]]:
     config = SelectConfig.parse({"validator": validator})
 
-    def fit(selection: Rows) -> Scorer:
+    def fit(selection: Rows) -> list[Scorer]:
         training = Training(selection.inputs, selection.labels)
         judges = config.make_validator(), config.make_checks()
-        return selection.fit_scorer(*judges, config.calibrator, config.risk, ["no", "yes"], lambda: training)
+        rest = config.calibrator, config.risk, ["no", "yes"], lambda: training
+        return [selection.fit_scorer(*judges, *rest, stage) for stage in range(len(selection.stages) - 1)]
 
     return fit
 
 
-def repeat(wanted: Wanted, runs: int = 60, validator: str = "max_probability") -> Resampled:
+def repeat(
+    wanted: Wanted,
+    runs: int = 60,
+    validator: str = "max_probability",
+    rows: Rows | None = None,
+    last_is_full: bool = True,
+    tie: float = 1.0,
+) -> Resampled:
     return resample(
-        pooled(1500),
+        rows or pooled(1500),
         (300, 700),
         fit_with(validator),
         wanted,
         "regret",
-        last_is_full=True,
+        last_is_full=last_is_full,
         grid_size=40,
+        tie=tie,
         runs=runs,
         report=lambda _: None,
     )
@@ -53,6 +63,16 @@ def test_the_procedure_keeps_its_promise_and_a_broken_one_is_told(monkeypatch: p
     # A test that lets pass what is a little above alpha on the rows at hand.
     monkeypatch.setattr("lspm_ray.selection.points.bdtr", lambda k, n, alpha: np.where(k <= 1.3 * n * alpha, 0.0, 1.0))
     assert not repeat(Wanted(0.02, (), 0.05, {})).ok
+
+
+@pytest.mark.parametrize("last_is_full", [True, False])
+def test_three_stages_keep_their_promise_too(monkeypatch: pytest.MonkeyPatch, last_is_full: bool) -> None:
+    """Both scorers are fitted and both thresholds laid in every round."""
+    asked = {"rows": three(1500), "tie": 2.0, "last_is_full": last_is_full}
+    kept = repeat(Wanted(0.02, (0.03,), 0.05, {}), **asked)
+    assert kept.ok and kept.issued == 1 and 0 < kept.escalation_rate < 0.6
+    monkeypatch.setattr("lspm_ray.selection.points.bdtr", lambda k, n, alpha: np.where(k <= 1.3 * n * alpha, 0.0, 1.0))
+    assert not repeat(Wanted(0.02, (), 0.05, {}), **asked).ok
 
 
 def test_what_learns_learns_again_in_every_round() -> None:

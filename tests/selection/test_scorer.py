@@ -7,7 +7,7 @@ from lspm_ray.errors import CertificateError
 from lspm_ray.evaluation.calibration import CALIBRATORS, probabilities
 from lspm_ray.selection.plan import ModelRef, Plan, PlanStage
 from lspm_ray.selection.risk import ACCEPT_ALL
-from lspm_ray.selection.scorer import REFUSED, Scorer, digest_of_state, fit_scorer, load_state
+from lspm_ray.selection.scorer import REFUSED, Scorer, digest_of_state, dump_states, fit_scorer, load_state
 from lspm_ray.serving.cascade import Rules
 from lspm_ray.validators import Check, Training, Validator
 
@@ -67,7 +67,7 @@ def test_what_is_accepted_live_is_what_was_counted_as_accepted(validator, kind):
     assert np.isfinite(scores).all() and (scores[::20] == REFUSED).all()
     for threshold in (ACCEPT_ALL, float(np.median(scores[scores > REFUSED]))):
         plan = Plan.parse(plan_of(scorer, threshold).model_dump(mode="json"))
-        rules = Rules.of(plan, load_state(scorer.dump(), digest_of_state(scorer.dump())))
+        rules = Rules.of(plan, load_state(dump_states([scorer]), digest_of_state(dump_states([scorer]))))
         found = [rules.judge(inputs[i : i + size], logits[i : i + size]) for i, size in ((0, 7), (7, 93), (100, 100))]
         reasons = [reason for part in found for reason in part.reasons]
         assert [reason is None for reason in reasons] == (scores >= threshold).tolist()
@@ -95,12 +95,12 @@ def test_a_validator_that_never_learnt_gives_no_score():
 
 
 def test_what_was_learnt_must_be_what_was_certified():
-    data = fitted("deferral").dump()
+    data = dump_states([fitted("deferral")])
     with pytest.raises(CertificateError, match="not what the certificate was issued for"):
         load_state(data, digest_of_state(data[:-1]))
     with pytest.raises(CertificateError):
         load_state(None, digest_of_state(data))
-    assert load_state(None, None) == {} and fitted("margin").dump() is None
+    assert load_state(None, None) == {} and dump_states([fitted("margin")]) is None
 
 
 def test_nothing_is_learnt_from_training_rows_that_nobody_reads():

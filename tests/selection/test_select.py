@@ -338,7 +338,7 @@ def test_what_a_validator_learnt_is_what_is_checked_again(world, tmp_path):
 
     def double(path):
         state = load((path / "scorer.safetensors").read_bytes())
-        state["validator.weights"] = state["validator.weights"] * 2
+        state["stages.0.validator.weights"] = state["stages.0.validator.weights"] * 2
         (path / "scorer.safetensors").write_bytes(save(state))
 
     assert wrong(artifact) == []
@@ -351,7 +351,7 @@ def test_what_a_validator_learnt_is_what_is_checked_again(world, tmp_path):
         (path / "certificate.json").write_text(raw.model_dump_json())
         (path / "plan.json").write_text(plan.model_copy(update={"certificate_id": raw.id}).model_dump_json())
 
-    assert "what was learnt: validator.weights" in wrong(forged(artifact, tmp_path, double_and_say_so))
+    assert "cheap: what was learnt: validator.weights" in wrong(forged(artifact, tmp_path, double_and_say_so))
 
 
 def test_refused_answers_count_as_escalated_and_never_serve_alone(world):

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load, save
 
 from lspm_ray.artifact import Artifact, ArtifactStore
 from lspm_ray.config import digest_of
 from lspm_ray.errors import UserError
+from lspm_ray.selection.options import TIES
 from lspm_ray.selection.plan import Certificate
+from lspm_ray.selection.scorer import digest_of_state
 from lspm_ray.selection.verify import verify
 from tests.selection.test_select import World
+from tests.selection.three_stages import ThreeStages
 
 CONFIG = {"alpha": 0.02, "points": [0.03], "grid_size": 20, "per_class": {"alpha": 0.05}}
 
@@ -24,6 +28,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def sound(world: World) -> Artifact:
     return world.select(**CONFIG)
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return ThreeStages(tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="module")
+def sound_three(longer: World) -> Artifact:
+    artifact = longer.select(**CONFIG | {"conformal": {"coverage": 0.9}})
+    assert len(artifact.read_json("plan.json")["stages"]) == 3
+    return artifact
 
 
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -57,7 +73,7 @@ def with_leaf(raw: Any, path: tuple[Any, ...]) -> Any:
     return changed
 
 
-def forged(world: World, sound: Artifact, plan: Any, certificate: Any) -> Artifact:
+def forged(world: World, sound: Artifact, plan: Any, certificate: Any, learnt: bytes | None = None) -> Artifact:
     """An artifact like the sound one whose digests fit the altered documents."""
     manifest = sound.manifest
 
@@ -66,6 +82,8 @@ def forged(world: World, sound: Artifact, plan: Any, certificate: Any) -> Artifa
             (draft.path / name).write_bytes(sound.read_bytes(name))
         (draft.path / "plan.json").write_text(json.dumps(plan))
         (draft.path / "certificate.json").write_text(json.dumps(certificate))
+        if learnt is not None:
+            (draft.path / "scorer.safetensors").write_bytes(learnt)
         draft.summary = manifest.summary
 
     with world.store.create("select", manifest.config, manifest.parents, "forged") as draft:
@@ -110,6 +128,55 @@ def test_every_altered_field_of_the_plan_is_found(world: World, sound: Artifact)
     plan, certificate = sound.read_json("plan.json"), sound.read_json("certificate.json")
     for path in leaves(plan):
         assert caught(forged(world, sound, with_leaf(plan, path), certificate)), path
+
+
+def test_every_altered_field_of_a_certificate_of_three_stages_is_found(longer: World, sound_three: Artifact) -> None:
+    plan, certificate = sound_three.read_json("plan.json"), sound_three.read_json("certificate.json")
+    assert not caught(forged(longer, sound_three, plan, certificate))
+    for path in leaves(certificate):
+        changed = with_leaf(certificate, path)
+        repeated = {"certificate_id": digest_of(changed)[:16], "points": changed["points"]}
+        fitting = json.loads(json.dumps(plan | repeated))
+        # What the plan repeats is altered with it: only what it rests on can tell.
+        for stage, judged in zip(fitting["stages"], [changed, *changed["middle"]], strict=False):
+            stage |= {"temperature": judged["temperature"], "calibrator": judged["calibrator"]}
+        limits = [changed["points"][0]["threshold"], *changed["points"][0]["middle_thresholds"]]
+        for stage, limit in zip(fitting["stages"], limits, strict=False):
+            stage["threshold"] = limit
+        assert caught(forged(longer, sound_three, fitting, changed)), path
+
+
+def test_every_altered_field_of_a_plan_of_three_stages_is_found(longer: World, sound_three: Artifact) -> None:
+    plan, certificate = sound_three.read_json("plan.json"), sound_three.read_json("certificate.json")
+    for path in leaves(plan):
+        assert caught(forged(longer, sound_three, with_leaf(plan, path), certificate)), path
+
+
+def test_another_tie_is_another_path(longer: World, sound_three: Artifact) -> None:
+    plan, certificate = sound_three.read_json("plan.json"), sound_three.read_json("certificate.json")
+    assert certificate["tie"] in TIES
+    for tie in set(TIES) - {certificate["tie"]}:
+        changed = certificate | {"tie": tie}
+        fitting = plan | {"certificate_id": digest_of(changed)[:16]}
+        wrong = [check.what for check in verify(forged(longer, sound_three, fitting, changed)).checks if not check.ok]
+        assert "point 0.02: middle_thresholds" in wrong
+    changed = certificate | {"tie": 1.99}
+    fitting = plan | {"certificate_id": digest_of(changed)[:16]}
+    wrong = [check.what for check in verify(forged(longer, sound_three, fitting, changed)).checks if not check.ok]
+    assert "tie" in wrong
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_what_any_stage_has_learnt_is_learnt_again(longer: World, stage: int) -> None:
+    sound = longer.select(**CONFIG | {"validator": "deferral"})
+    plan, certificate = sound.read_json("plan.json"), sound.read_json("certificate.json")
+    state = load(sound.read_bytes("scorer.safetensors"))
+    state[f"stages.{stage}.validator.weights"] = state[f"stages.{stage}.validator.weights"] * 1.01
+    certificate["scorer_digest"] = digest_of_state(save(state))
+    plan["certificate_id"] = digest_of(certificate)[:16]
+    made = forged(longer, sound, plan, certificate, save(state))
+    wrong = [check.what for check in verify(made).checks if not check.ok]
+    assert f"{['cheap', 'middle'][stage]}: what was learnt: validator.weights" in wrong
 
 
 def test_a_smaller_promise_that_fits_everywhere_is_still_not_the_one_that_was_made(

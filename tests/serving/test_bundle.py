@@ -153,7 +153,9 @@ def with_learnt(store: ArtifactStore, state: dict[str, Any], digest: str | None)
 
 def test_what_the_validator_has_learnt_is_loaded_if_it_is_what_was_certified(own_store: ArtifactStore) -> None:
     state = {
-        "validator.seen": np.ones(9, np.uint8), "validator.weights": np.eye(8)[0], "validator.bias": np.zeros(1)
+        "stages.0.validator.seen": np.ones(9, np.uint8),
+        "stages.0.validator.weights": np.eye(8)[0],
+        "stages.0.validator.bias": np.zeros(1),
     }  # fmt: skip
     bundle = load_bundle(with_learnt(own_store, state, hashlib.sha256(save(state)).hexdigest()).uri)
     verdicts = Rules.of(bundle.plan, bundle.state).judge([np.array([3])], np.array([[2.0, 0.0]], dtype=np.float32))
