@@ -178,8 +178,7 @@ class ModelInfo(_Wire):
 
     name: str
     role: str
-    """`first`: answers first; `middle`: answers what the first may not, if it may; `last`: answers what is left; `only`:
-    serves alone."""
+    """`first`: answers first; `middle`: what the first may not; `last`: what is left; `only`: serves alone."""
     digest: str
     temperature: float
     threshold: float | None
