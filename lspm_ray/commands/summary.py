@@ -184,12 +184,10 @@ def describe(plan: Plan, certificate: Certificate | None) -> str:
     expected = plan.expected
     if certificate is None:
         return f"served: the full model alone (accuracy on test {100 * expected['test_accuracy']:.2f} %)."
-    first, last = certificate.first.name, certificate.last
-    how = (
-        f"{first} alone"
-        if last is None
-        else f"{first} answers first; {100 * expected['escalation_rate']:.1f} % are escalated to {last.name}"
-    )
+    names = [stage.model.name for stage in plan.stages]
+    passed_on = zip(certificate.default.shares, names[1:], strict=True)
+    passed = [f"{100 * share:.1f} % are escalated to {to}" for share, to in passed_on]
+    how = f"{names[0]} answers first; {', '.join(passed)}" if passed else f"{names[0]} alone"
     share = {name: f"{100 * value:.2f} %" for name, value in expected.items()}
     return (
         f"served: {how}. Cost {expected['cost']:.3f} of full; on test accuracy {share['test_accuracy']} "

@@ -166,7 +166,7 @@ def alternatives(table: ProfileTable, plan: Plan, certificate: Certificate | Non
     """
     result = []
     first = plan.stages[0].model.name
-    if len(plan.stages) == 2:
+    if len(plan.stages) > 1:
         result.append(_planned(table, plan))
     elif first != FULL:
         result.append(_single("plan", table[first], certified=certificate is not None))
@@ -174,7 +174,7 @@ def alternatives(table: ProfileTable, plan: Plan, certificate: Certificate | Non
     limit = plan.expected["cost"] if first != FULL else 1.0
     cheap = [v for v in table.variants if v.servable and v.name != FULL and v.cost <= limit]
     best = max(cheap, key=lambda v: (v.selection.accuracy.value, -v.cost), default=None)
-    if best is not None and (len(plan.stages) == 2 or best.name != first):
+    if best is not None and (len(plan.stages) > 1 or best.name != first):
         result.append(_single("single", best))
     names = {v.name for v in table.variants}
     if LINEAR in names:

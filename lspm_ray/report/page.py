@@ -56,11 +56,11 @@ def _header(findings: Findings) -> Child:
 def _tiles(findings: Findings) -> Html:
     plan, expected = findings.plan, findings.plan.expected
     names = [name(stage.model.name) for stage in plan.stages]
-    serves: Child = names[0] if len(names) == 1 else [names[0], " → ", names[1]]
+    serves = [part for each in names for part in (" → ", each)][1:]
     accuracy, full = expected["test_accuracy"], expected["test_full_accuracy"]
     gap = "the full model itself" if plan.stages[0].model.name == FULL else f"full model alone {words.percents(full)}"
     shown: list[tuple[str, Child, Child]] = [
-        ("serves", serves, "first answer, then escalation" if len(names) == 2 else "alone"),
+        ("serves", serves, "first answer, then escalation" if len(names) > 1 else "alone"),
         ("expected cost", f"{words.times(expected['cost'])} {words.TIMES}", words.saving(expected["cost"])),
         ("escalated", f"{words.percents(expected['escalation_rate'])}", _escalation_note(findings)),
         ("accuracy on test", f"{words.percents(accuracy)}", gap),
@@ -75,8 +75,10 @@ def _escalation_note(findings: Findings) -> str:
     if len(findings.plan.stages) == 1:
         return "one model answers all"
     on_test = findings.plan.expected.get("test_escalation_rate")
-    last = findings.plan.stages[-1].model.name
-    return f"of requests go to {last}" + (f"; {words.percents(on_test)} on test" if on_test is not None else "")
+    later = [stage.model.name for stage in findings.plan.stages[1:]]
+    further = zip(words.passed_on(findings)[1:], later[1:], strict=True)
+    told = f"of requests go to {later[0]}" + (f"; {words.percents(on_test)} on test" if on_test is not None else "")
+    return told + "".join(f"; {words.percents(share)} further to {model}" for share, model in further)
 
 
 def _verdict(findings: Findings) -> Html:
@@ -86,7 +88,7 @@ def _verdict(findings: Findings) -> Html:
 
 def _variants(findings: Findings) -> Child:
     plan = next(a for a in findings.alternatives if a.kind == "plan")
-    point = plan if len(findings.plan.stages) == 2 else None
+    point = plan if len(findings.plan.stages) > 1 else None
     shown = findings.variants
     majority = [v for v in shown if v.cost <= 0]
     left_out = "; ".join(f"{v.name} ({words.percents(v.test.accuracy.value)} accuracy)" for v in majority)
@@ -219,7 +221,7 @@ def _certificate(findings: Findings) -> Child:
                 name(c.first.name),
                 f" answering {'in place of' if c.last is None else 'before'} {(c.last or c.full).name}, its logits "
                 f"divided by {c.temperature:.4g}{_recalibrated(c)}, judged by "
-                f"{words.spec(c.validator, 'validator')}: {rule}.{_refused(c)}",
+                f"{words.spec(c.validator, 'validator')}: {rule}.{_between(c)}{_refused(c)}",
             ],
         ),
         ("On what evidence", words.evidence(findings)),
@@ -266,6 +268,16 @@ def _load(findings: Findings) -> Child:
 
 def _recalibrated(c: Certificate) -> str:
     return "" if c.calibrator is None else f" and its probabilities calibrated by {c.calibrator.kind} scaling"
+
+
+def _between(c: Certificate) -> str:
+    """What is asked before the last, and when it may answer."""
+    told = [
+        f" What it passes on is answered by {stage.model.name} from {limit:.6g} up, its logits divided by "
+        f"{stage.temperature:.4g}."
+        for stage, limit in zip(c.middle, c.default.middle_thresholds, strict=False)
+    ]
+    return "".join(told)
 
 
 def _refused(c: Certificate) -> str:

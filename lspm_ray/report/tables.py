@@ -342,7 +342,8 @@ def _standing(v: VariantProfile, findings: Findings) -> Child:
     if v.name in stages:
         if len(stages) == 1:
             return _badge("serves alone", on=True)
-        return _badge("answers first" if v.name == stages[0] else "answers the rest", on=True)
+        place = {stages[0]: "answers first", stages[-1]: "answers the rest"}
+        return _badge(place.get(v.name, "answers next"), on=True)
     if v.dominated_by:
         return ["dominated by ", name(v.dominated_by)]
     return "on the front" if v.servable else None

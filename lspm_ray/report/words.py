@@ -139,12 +139,20 @@ def headline(findings: Findings) -> Child:
     stages, expected = findings.plan.stages, findings.plan.expected
     first = element("strong", name(stages[0].model.name))
     cost = f"expected cost per request: {times(expected['cost'])} of the full model's ({saving(expected['cost'])})."
-    if len(stages) == 2:
-        last = element("strong", name(stages[1].model.name))
-        return [first, f" answers first and passes {percents(expected['escalation_rate'])} on to ", last, f"; {cost}"]
+    if len(stages) > 1:
+        told: list[Child] = [first, " answers first and"]
+        for stage, share in zip(stages[1:], passed_on(findings), strict=True):
+            told += [f" passes {percents(share)} on to ", element("strong", name(stage.model.name)), ", which"]
+        return [*told[:-1], f"; {cost}"]
     if findings.certificate is not None:
         return [first, f" answers every request alone; {cost}"]
     return ["The full model, ", first, ", answers every request alone."]
+
+
+def passed_on(findings: Findings) -> list[float]:
+    """Shares of all requests that each stage but the last is expected to pass on."""
+    default = findings.plan.default
+    return [findings.plan.expected["escalation_rate"], *(default.middle_escalation_rates if default else [])]
 
 
 def why(findings: Findings) -> str:

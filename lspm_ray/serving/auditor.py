@@ -146,7 +146,8 @@ class Auditor:
             self._recent[request_id, index] = (_sha256(text), answer.label)
             # Answers under another point than the default one, on request, are no part of what is tested.
             if (answer.degraded or answer.alpha == self._alpha) and self._coin() < self._config.share:
-                # Under the default point full would have answered what is degraded.
+                # Under the default point a later model would have answered what is degraded. Where that is not full, a
+                # loss may be missed, which can delay a revocation and never cause one.
                 self._draw(_Drawn(request_id, index, text, None if answer.degraded else answer, self._block))
         while len(self._recent) > self._config.recent_answers:
             self._recent.popitem(last=False)

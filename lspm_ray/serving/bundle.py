@@ -175,7 +175,7 @@ def check_certificate(plan: Plan, certificate: Certificate | None) -> None:
                 f"the plan names certificate {plan.certificate_id}, but there is no {CERTIFICATE_FILE}", hint=_AGAIN
             )
         if len(plan.stages) > 1 or plan.points:
-            raise CertificateError("a plan with two stages needs a certificate", field="certificate_id", hint=_AGAIN)
+            raise CertificateError("several stages need a certificate", field="certificate_id", hint=_AGAIN)
         return
     for check in agreement(plan, certificate):
         if not check.ok:

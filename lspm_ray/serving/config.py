@@ -77,7 +77,7 @@ class Limits(Config):
 
 
 class EscalationConfig(Config):
-    """What the last of two models may be sent, so that a surge of hard texts does not bury it (docs/load.md).
+    """What the last of several models may be sent, so that a surge of hard texts does not bury it (docs/load.md).
 
     Attributes:
         rate: texts per second, of all ingress replicas together; None: what one replica was measured to do, times
@@ -103,11 +103,12 @@ class ServeConfig(Config):
         ingress: replicas that hold the router, the tokenizer and, when it is cheap, the first variant.
         variant: replicas of every other variant.
         limits: what a request may ask for.
-        escalation: what the last of two models may be sent.
+        escalation: what the last of several models may be sent.
         max_batch_size: texts that a replica computes together.
         batch_wait_ms: how long a variant's replica waits for more work before it computes.
-        max_queued_texts: texts waiting for a variant, per ingress replica; beyond, requests get 429.
-        first_timeout_ms: after this long without an answer of the first variant the last model is asked.
+        max_queued_texts: texts waiting for a variant, per ingress replica; beyond, requests are answered under a more
+            lenient point or get 429.
+        first_timeout_ms: after this long without an answer of a variant that is not the last the next one is asked.
         inline_latency_ms: a first variant at least this fast is loaded inside the ingress: a hop to another process
             would cost more than its answer.
         hang_s: a model that computes one batch for longer than this has its replica replaced.

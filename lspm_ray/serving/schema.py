@@ -115,12 +115,12 @@ class ServedAnswer(_Wire):
     variant: str
     """Name of the model that answered."""
     escalated: bool
-    """The first variant's answer was not accepted and the last model was asked."""
+    """The first variant's answer was not accepted and a later model was asked."""
     validator_score: float | None
     """Of the first variant's answer; None where there was none that could be scored."""
     reason: str | None = None
-    """Why it was escalated: low_score, invalid_output, error, timeout, requested, revoked (the certificate no longer
-    holds), or what a check says, such as too_short."""
+    """Why the stage before the one that answered passed it on: low_score, invalid_output, error, timeout, requested,
+    revoked (the certificate no longer holds), or what a check says, such as too_short."""
     alpha: float | None = None
     """Risk level of the certified point under which the answer was given: of all requests under that point, at most
     this share gets a worse answer than full's. None where nothing had to be certified: full alone, or as requested."""
@@ -178,7 +178,7 @@ class ModelInfo(_Wire):
 
     name: str
     role: str
-    """`first`: answers first; `last`: answers what the first may not; `only`: serves alone."""
+    """`first`: answers first; `middle`: what the first may not; `last`: what is left; `only`: serves alone."""
     digest: str
     temperature: float
     threshold: float | None

@@ -15,7 +15,7 @@ from lspm_ray.report.compression import MOST_CLASSES, PLAN, forgetting
 from lspm_ray.report.findings import Findings
 from lspm_ray.report.page import render
 from lspm_ray.selection.conformal import ConformalConfig, LabelSets
-from lspm_ray.selection.plan import ClassBound
+from lspm_ray.selection.plan import ClassBound, MiddleStage, ModelRef
 from tests.report.pages import (
     Node,
     check_figures,
@@ -323,6 +323,29 @@ def test_the_top_says_what_is_served(case: Case) -> None:
         assert "alone" in top
     assert "Is a transformer needed at all?" in top
     assert findings(case).baseline_verdict[1:] in top
+
+
+def test_a_model_in_the_middle_is_told_of(case: Case) -> None:
+    """A plan of two with another variant between them: the names and shares of all three are shown."""
+    found = findings(case)
+    if found.certificate is None or len(found.plan.stages) != 2 or len(found.plan.labels) > 2:
+        pytest.skip("one case will do")
+    first, last = found.plan.stages
+    variant = next(v for v in found.variants if v.servable and v.name not in (first.model.name, last.model.name))
+    model = ModelRef(name=variant.name, uri="/m", digest="d")
+    shares = {"middle_thresholds": [0.75], "middle_escalation_rates": [0.03]}
+    points = [point.model_copy(update=shares) for point in found.certificate.points]
+    middle = first.model_copy(update={"model": model, "threshold": 0.75})
+    plan = found.plan.model_copy(update={"stages": [first, middle, last], "points": points})
+    certificate = found.certificate.model_copy(
+        update={"points": points, "middle": [MiddleStage(model=model, temperature=1.25)]}
+    )
+    shown = parse(render(found.model_copy(update={"plan": plan, "certificate": certificate})))
+    top = next(shown.all("header")).text()
+    assert re.search(rf"on to {variant.name}, which passes 3\.0.% on to {last.model.name}; expected cost", top)
+    assert f"{first.model.name} → {variant.name} → {last.model.name}" in top
+    assert f"answered by {variant.name} from 0.75 up, its logits divided by 1.25." in shown.by_id("certificate").text()
+    assert "answers next" in shown.by_id("variants").text()
 
 
 def test_the_curve_is_drawn_where_there_is_one(case: Case) -> None:

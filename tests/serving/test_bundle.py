@@ -121,7 +121,7 @@ def test_a_cascade_without_certificate_is_refused(toy_select: Artifact) -> None:
     plan, _ = documents(toy_select)
     with pytest.raises(CertificateError, match=r"there is no certificate\.json"):
         check_certificate(plan, None)
-    with pytest.raises(CertificateError, match="two stages needs a certificate"):
+    with pytest.raises(CertificateError, match="several stages need a certificate"):
         check_certificate(edited(plan, "certificate_id", None), None)
 
 
