@@ -15,6 +15,7 @@ from lspm_ray.selection.verify import Evidence, resample_task, verify
 from lspm_ray.serving.bundle import load_bundle
 from lspm_ray.serving.cascade import Rules
 from tests.selection.test_recertify import certify, fresh, labelled
+from tests.selection.test_select import margins
 from tests.selection.three_stages import ThreeStages
 from tests.toys import toy_model_artifact
 
@@ -59,8 +60,7 @@ def test_the_numbers_are_those_of_the_calibration_rows(world: ThreeStages) -> No
     temperatures = {"cheap": certificate.temperature, "middle": certificate.middle[0].temperature}
     accepted = {}
     for (name, temperature), limit in zip(temperatures.items(), certificate.default.thresholds, strict=True):
-        scaled = read[name][2].astype(np.float64) / temperature
-        accepted[name] = 1 / (1 + np.exp(-np.abs(scaled[:, 0] - scaled[:, 1]))) >= limit
+        accepted[name] = margins(read[name][2], temperature) >= limit
     given = np.where(accepted["cheap"], answers["cheap"], answers["middle"])
     given = np.where(accepted["cheap"] | accepted["middle"], given, answers["full"])
     assert certificate.losses == int(((given != labels) & (answers["full"] == labels)).sum())
