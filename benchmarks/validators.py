@@ -173,7 +173,7 @@ def measure(held: Held, alphas: list[float], divisions: int) -> dict[str, Any]:
                         accepted_foreign.setdefault(level, {}).setdefault(name, []).append(share)
                     rate = 1.0 if point is None else point.escalation_rate
                     rates.setdefault(level, {}).setdefault(name, []).append(rate)
-                    lost = fresh.risk(risk, accepted)  # type: ignore[arg-type]
+                    lost = fresh.risk(risk, np.where(accepted, 0, 1))  # type: ignore[arg-type]
                     risks.setdefault(level, {}).setdefault(name, []).append(lost)
         if (number + 1) % 10 == 0:
             print(f"{number + 1}/{divisions} divisions, {time.monotonic() - began:.0f} s", flush=True)
@@ -229,7 +229,7 @@ def _scores(
         yield name, (parts[0].scores(fitted), parts[1].scores(fitted), parts[2].scores(fitted)), strange
     random = np.random.default_rng([seed, 1]).random(len(held.rows.labels))
     yield "random", _three(random, cuts), None
-    lost = held.rows._losses(risk, held.rows.first)  # type: ignore[arg-type]
+    (lost, _) = held.rows.lost(risk, last_is_full=False)  # type: ignore[arg-type]
     yield "oracle", _three(random - lost, cuts), None
     if held.second is not None:
         some = [(held.rows.first, cuts[0]), (held.second, cuts[0])]
