@@ -130,10 +130,17 @@ def test_every_altered_field_of_the_plan_is_found(world: World, sound: Artifact)
         assert caught(forged(world, sound, with_leaf(plan, path), certificate)), path
 
 
-def test_every_altered_field_of_a_certificate_of_three_stages_is_found(longer: World, sound_three: Artifact) -> None:
+def of_the_middle(document: Any) -> list[tuple[Any, ...]]:
+    """What documents of two stages have not."""
+    found = [path for path in leaves(document) if "mid" in "".join(map(str, path)) or path[:2] == ("stages", 1)]
+    assert found
+    return found
+
+
+def test_every_altered_field_about_the_middle_is_found_in_the_certificate(longer: World, sound_three: Artifact) -> None:
     plan, certificate = sound_three.read_json("plan.json"), sound_three.read_json("certificate.json")
     assert not caught(forged(longer, sound_three, plan, certificate))
-    for path in leaves(certificate):
+    for path in of_the_middle(certificate):
         changed = with_leaf(certificate, path)
         repeated = {"certificate_id": digest_of(changed)[:16], "points": changed["points"]}
         fitting = json.loads(json.dumps(plan | repeated))
@@ -146,9 +153,9 @@ def test_every_altered_field_of_a_certificate_of_three_stages_is_found(longer: W
         assert caught(forged(longer, sound_three, fitting, changed)), path
 
 
-def test_every_altered_field_of_a_plan_of_three_stages_is_found(longer: World, sound_three: Artifact) -> None:
+def test_every_altered_field_about_the_middle_is_found_in_the_plan(longer: World, sound_three: Artifact) -> None:
     plan, certificate = sound_three.read_json("plan.json"), sound_three.read_json("certificate.json")
-    for path in leaves(plan):
+    for path in of_the_middle(plan):
         assert caught(forged(longer, sound_three, with_leaf(plan, path), certificate)), path
 
 
