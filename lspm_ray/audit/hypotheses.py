@@ -10,7 +10,7 @@ Certificates of `regret` are tested twice, each with delta / 2:
 
 -   `regret` at alpha, by the labels that clients send. Those who send labels do not choose at random, and often send
     none. So a sampled answer counts as a loss only once its label is known (wrong, and full right), else as none. That
-    makes the mean smaller, never larger: P(revoked although regret <= alpha) <= delta / 2, whoever sends what.
+    makes the mean smaller, never larger: P(revoked although regret <= alpha) <= delta / 2, as long as labels are true.
     A label can only turn a disagreement that was found into regret; it cannot make one up.
 -   `disagreement`, which needs no labels. It may be well above alpha while regret holds, so it is tested at the level
     that the calibration rows support: the upper confidence bound in `Certificate.disagreement`, wrong with probability

@@ -216,7 +216,7 @@ class Ledger(Config):
         samples = self.samples
         for given in feedback:
             samples = tuple(
-                s.model_copy(update={"label": min(given.label, s.label or given.label)})
+                s.model_copy(update={"label": _label(s.full, given.label, s.label)})
                 if given.means(s.text_sha256, s.request_id, s.index)
                 else s
                 for s in samples
@@ -295,7 +295,7 @@ def compacted(ledger: Ledger) -> Ledger:
 
 
 def _joined(one: Sample, other: Sample) -> Sample:
-    label = min((s.label for s in (one, other) if s.label is not None), default=None)
+    label = _label(one.full, one.label, other.label)
     return one.model_copy(update={"label": label})
 
 
@@ -313,3 +313,8 @@ def _point_order(point: Point) -> str:
 
 def _revocation_order(revocation: Revocation) -> str:
     return f"{revocation.time:020.6f}{revocation.model_dump_json()}"
+
+
+def _label(full: str, *labels: str | None) -> str | None:
+    """Of labels that contradict each other one that is no regret, whatever their order; None where there are none."""
+    return min((label for label in labels if label is not None), key=lambda label: (label == full, label), default=None)

@@ -67,6 +67,9 @@ def agreement(plan: Plan, certificate: Certificate) -> Iterator[Check]:
     served = [MiddleStage(model=s.model, temperature=s.temperature, calibrator=s.calibrator) for s in stages[1:-1]]
     yield compare("middle", certified, [dump(stage) for stage in served])
     yield compare("middle thresholds", default.middle_thresholds, [stage.threshold for stage in stages[1:-1]])
+    for stage in stages:
+        if stage.model.name == certificate.full.name:
+            yield compare("full: model", certificate.full.digest, stage.model.digest)
     yield compare("points", [dump(point) for point in certificate.points], [dump(point) for point in plan.points])
 
 
@@ -78,7 +81,9 @@ def arithmetic(certificate: Certificate) -> Iterator[Check]:
             (of, point.alpha, certificate.calibration_rows, point)
         ]
         counted += [(f"{of}, class {bound.label}", bound.alpha, bound.rows, bound) for bound in point.classes]
-        yield _holds(f"{of}: level", "within delta", point.level, point.level <= certificate.delta)
+        alone = certificate.multiplicity == "none"
+        within = point.level == certificate.delta if alone else 0 < point.level < certificate.delta
+        yield _holds(f"{of}: level", "delta" if alone else "within delta", point.level, within)
         for name, alpha, rows, stated in counted:
             if not 0 <= stated.losses <= rows:
                 yield _holds(f"{name}: losses", f"0 to {rows}", stated.losses, False)
@@ -92,6 +97,11 @@ def arithmetic(certificate: Certificate) -> Iterator[Check]:
         yield _holds(f"{of}: escalation", "shares of rows that fall from stage to stage", passed_on[1:-1], falling)
         if point.threshold is None:
             yield compare(f"{of}: without threshold nothing is escalated", 0.0, point.escalation_rate)
+    bound = certificate.disagreement
+    if bound is not None:
+        level = upper_bound(bound.losses, bound.rows, bound.delta / bound.thresholds)
+        yield compare("disagreement: level", level, bound.level)
+        yield compare("disagreement: rows", certificate.calibration_rows, bound.rows)
     for a, b in pairwise(certificate.points):
         strict, lenient = _limits(a), _limits(b)
         falling = all(x >= y for x, y in zip(strict, lenient, strict=False))

@@ -26,7 +26,7 @@ class ClassBound(Config):
     """What is promised about the rows of one true class: P(loss | class) <= alpha."""
 
     label: str
-    alpha: float
+    alpha: float = Field(gt=0, lt=1)
     rows: int
     """Calibration rows of this class."""
     losses: int
@@ -38,8 +38,8 @@ class ClassBound(Config):
 class OperatingPoint(Config):
     """One certified setting of the cascade: P(the answer is a loss) <= alpha."""
 
-    alpha: float
-    level: float
+    alpha: float = Field(gt=0, lt=1)
+    level: float = Field(gt=0, lt=1)
     """Chance of error that the test which certified it may spend; below the certificate's delta where several points
     are certified together."""
     threshold: float | None
@@ -107,11 +107,11 @@ class DisagreementBound(Config):
     so it holds at all of them together (Bonferroni).
     """
 
-    losses: int
-    rows: int
-    thresholds: int
-    delta: float
-    level: float
+    losses: int = Field(ge=0)
+    rows: int = Field(ge=1)
+    thresholds: int = Field(ge=1)
+    delta: float = Field(gt=0, lt=1)
+    level: float = Field(gt=0, le=1)
 
 
 class Certificate(Config):
@@ -122,7 +122,7 @@ class Certificate(Config):
     does not matter which of the points is used when.
     """
 
-    delta: float
+    delta: float = Field(gt=0, lt=1)
     risk: Literal["regret", "disagreement"]
     points: list[OperatingPoint] = Field(min_length=1)
     """From strict to lenient."""

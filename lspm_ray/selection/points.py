@@ -255,7 +255,7 @@ def certify(walked: Walk, wanted: Wanted, names: Sequence[str]) -> PointSet:
         if passed and (best is None or passed - 1 > best[0]):
             best = (passed - 1, level)
         if best is None:
-            left_out[f"{alpha:g}"] = "no threshold keeps it on the calibration rows"
+            left_out[repr(alpha)] = "no threshold keeps it on the calibration rows"
         else:
             points.append(_point(walked, *best, alpha, wanted, names))
     multiplicity: Multiplicity = (
@@ -282,7 +282,7 @@ def share(walked: Walk, wanted: Wanted, names: Sequence[str]) -> tuple[dict[floa
         else:
             dropped = [next(alpha for alpha in alphas if short[alpha])]
         for alpha in dropped:
-            left_out[f"{alpha:g}"] = short[alpha] or f"the rows are only just enough for alpha = {wanted.alpha:g}"
+            left_out[repr(alpha)] = short[alpha] or f"the rows are only just enough for alpha = {wanted.alpha:g}"
         alphas = [alpha for alpha in alphas if alpha not in dropped]
 
 
@@ -441,5 +441,5 @@ def _useful(points: list[OperatingPoint], left_out: dict[str, str]) -> list[Oper
         return points if default is not None else []
     for point in points:
         if not point.default:
-            left_out[f"{point.alpha:g}"] = f"the first variant answers alone within alpha = {default.alpha:g} already"
+            left_out[repr(point.alpha)] = f"the first variant answers alone within alpha = {default.alpha:g} already"
     return [default]

@@ -42,8 +42,9 @@ from lspm_ray.tasks import Task
 
 HISTORY_FILE = "certificates.json"
 FRESH_STAGE = "labels"
-USED = ("train", "validation", "selection")
-"""Splits that models, temperature and thresholds were chosen on; their rows certify nothing."""
+USED = ("train", "validation", "selection", "calibration")
+"""Splits that models, temperature and thresholds were chosen on, and the one that the first certificate is about: it is
+spent, as a certificate may be wanted because that one was refuted."""
 _ROWS_AT_ONCE = 256
 
 
@@ -116,6 +117,9 @@ def recertify(
         DataError: see `read_labels`.
     """
     evidence = Evidence(artifact)
+    config = evidence.config
+    if alpha is not None:
+        config = SelectConfig.parse(config.model_dump(mode="json") | {"alpha": alpha})
     old = evidence.certificate
     if old is None:
         raise CertificateError("the full model serves alone, so there is nothing to certify", field="plan")
@@ -124,8 +128,6 @@ def recertify(
     fresh = _fresh(evidence.plan, evidence, texts, labels, store)
     models = _models(evidence.plan, old)
     outputs = {name: _outputs(name, evidence.open(ref), fresh, store, report) for name, ref in models.items()}
-    config = SelectConfig.parse(artifact.manifest.config["select"])
-    config = config if alpha is None else config.model_copy(update={"alpha": alpha})
     certificate = _issue(evidence, old, config, fresh, outputs)
     what = artifact.manifest.config | {"select": config.model_dump(mode="json")}
     parents = artifact.manifest.parents | {"labels": fresh.digest, "before": artifact.digest}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lspm_ray.artifact import Artifact, hardware, open_beside
+from lspm_ray.artifact import Artifact, ArtifactStore, hardware, open_beside
 from lspm_ray.compression.recipe import FULL
 from lspm_ray.config import Config
 from lspm_ray.corpus.config import SPLITS
@@ -179,6 +179,7 @@ def verify(artifact: Artifact) -> Verdict:
     if certificate is None:
         checks.append(compare("certificate", None, evidence.plan.certificate_id))
         checks.append(compare("models of a plan without certificate", [FULL], _models(evidence.plan)))
+        checks += _is_full(evidence)
     elif all(check.ok for check in checks):
         checks += document_checks(evidence.plan, certificate)
         checks += _asked(certificate, SelectConfig.parse(config))
@@ -279,7 +280,7 @@ def _splits(evidence: Evidence, certificate: Certificate) -> Iterator[Check]:
         fresh = read_split(evidence.open(certificate.fresh), "calibration", ["text"])["text"].to_pylist()
         own = {hashlib.sha256(text.encode()).digest() for text in fresh}
         yield compare("fresh rows that are different", len(fresh), len(own))
-        for split in ("train", "validation", "selection"):
+        for split in ("train", "validation", "selection", "calibration"):
             shared = len(own & texts[split])
             yield Check(what=f"fresh texts in {split}", found=shared, stated=0, ok=shared == 0)
     for a, b in combinations(SPLITS, 2):
@@ -419,6 +420,15 @@ def refitted(evidence: Evidence, certificate: Certificate, stages: Sequence[Plan
         sets = label_sets(stage, logits, calibration.labels, config, level)
         found.append(stage.model_copy(update={"label_sets": sets}))
     return found
+
+
+def _is_full(evidence: Evidence) -> Iterator[Check]:
+    """Whether what serves without a certificate is the model that was measured as full."""
+    wanted = evidence.artifact.manifest.parents.get("profile")
+    root = ArtifactStore(evidence.artifact.root)
+    for profile in (found for found in root.artifacts() if found.digest == wanted):
+        measured = {variant.name: variant.digest for variant in read_profile(profile).variants}
+        yield compare("full: model measured", measured.get(FULL), evidence.plan.stages[0].model.digest)
 
 
 def _models(plan: Plan) -> list[Any]:

@@ -35,6 +35,8 @@ Matched = Literal["right", "wrong", "unknown"]
 _IDLE_POLL_S = 0.02
 _RETRY_S = 1.0
 _ATTEMPTS = 3
+_MOST_FEEDBACK = 10_000
+"""Labels that wait for a keeper that cannot be reached."""
 
 _log = logging.getLogger("ray.serve")
 
@@ -93,7 +95,7 @@ class Auditor:
         self._coin = coin or random.SystemRandom().random
         self._alpha = None if rules.plan.default is None else rules.plan.default.alpha
         self._queue: deque[_Drawn] = deque()
-        self._filled, self._news = asyncio.Event(), asyncio.Event()
+        self._filled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._recent: OrderedDict[tuple[str, int], tuple[str, str]] = OrderedDict()
         self._tally = Tally()
@@ -171,8 +173,7 @@ class Auditor:
     def feedback(self, given: Sequence[Feedback]) -> list[Matched]:
         """Take labels in: how each compares with this router's own recent answer, if it was the one to give it."""
         self.start()
-        self._feedback += given
-        self._news.set()
+        self._feedback += given[: max(0, _MOST_FEEDBACK - len(self._feedback))]
         found = [self._match(one) for one in given]
         for one in found:
             self._metrics.count("lspm_feedback_total", result=one)
@@ -213,7 +214,12 @@ class Auditor:
     async def _settle_all(self) -> None:
         while True:
             while self._queue and self.revoked is None:
-                await self._settle(self._queue[0])
+                try:
+                    await self._settle(self._queue[0])
+                except Exception as error:
+                    _log.error("audit: an answer could not be settled, it counts as no loss: %r", error)
+                    self._change(failed=self._tally.failed + 1)
+                    self._count(self._queue[0], differs=False)
                 self._queue.popleft()
             self._queue.clear()
             self._filled.clear()
@@ -267,14 +273,9 @@ class Auditor:
                 if not self._unreachable:
                     _log.warning("audit: the keeper cannot be reached, what is counted waits here: %r", error)
                 self._unreachable = True
-            self._news.clear()
-            try:
-                async with asyncio.timeout(self._config.sync_s):
-                    await self._news.wait()
-            except TimeoutError:
-                continue
-            if self._unreachable:
-                await asyncio.sleep(self._config.sync_s)
+            # By the clock alone: a report that a disagreement hurries on would be read before what others saw
+            # meanwhile, and the evidence is only fair in an order that losses have no part in.
+            await asyncio.sleep(self._config.sync_s)
 
     def _draw(self, drawn: _Drawn) -> None:
         if len(self._queue) >= self._config.max_queue:
@@ -302,7 +303,6 @@ class Auditor:
                 text=drawn.text if self._config.keep_texts else None,
             )
         )
-        self._news.set()
 
     def _match(self, given: Feedback) -> Matched:
         if given.text_sha256 is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lspm_ray.artifact import Artifact, open_artifact, open_beside
 from lspm_ray.audit.keeper import Place
 from lspm_ray.audit.ledger import Revocation
+from lspm_ray.compression.recipe import FULL
 from lspm_ray.errors import ArtifactError, CertificateError, ConfigError
 from lspm_ray.selection.check import agreement, arithmetic
 from lspm_ray.selection.plan import CERTIFICATE_FILE, PLAN_FILE, Certificate, ModelRef, Plan
@@ -176,6 +177,14 @@ def check_certificate(plan: Plan, certificate: Certificate | None) -> None:
             )
         if len(plan.stages) > 1 or plan.points:
             raise CertificateError("several stages need a certificate", field="certificate_id", hint=_AGAIN)
+        if (name := plan.stages[0].model.name) != FULL:
+            raise CertificateError(
+                "only the full model may serve without a certificate",
+                field="stages",
+                value=name,
+                valid=[FULL],
+                hint=_AGAIN,
+            )
         return
     for check in agreement(plan, certificate):
         if not check.ok:

@@ -479,6 +479,15 @@ class Cascade:
         if self._takes_over is None and not (needs.full and self.full is not None):
             self.rules.check(needs)
 
+    def alpha(self, needs: Needs) -> float | None:
+        """Of the point that a request is to be answered under; None for the full model, and where there is no point."""
+        if needs.full:
+            return None
+        try:
+            return self.rules.ladder(needs)[0].alpha
+        except NotServed:
+            return None
+
     async def answer(self, texts: Sequence[str], needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
         """An answer for each text, in order.
 

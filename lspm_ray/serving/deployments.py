@@ -190,13 +190,15 @@ class AuditReplica:
         self._flushed = -np.inf
 
     async def report(self, given: dict[str, Any]) -> dict[str, Any]:
-        """See `Keeper.report`; a revocation is on disk before anybody hears of it."""
-        was_revoked = self._keeper.ledger.revoked is not None
+        """See `Keeper.report`; a revocation is on disk before anybody hears of it, if it can be written at all."""
         standing = self._keeper.report(Report.parse(given))
-        urgent = standing.revoked is not None and not was_revoked
+        urgent = standing.revoked is not None and self._keeper.dirty
         if urgent or time.monotonic() - self._flushed > self._every_s:
             self._flushed = time.monotonic()
-            await asyncio.to_thread(self._keeper.flush)
+            try:
+                await asyncio.to_thread(self._keeper.flush)
+            except Exception as error:
+                _log.error("audit: the ledger cannot be written, a restart would lose what is new: %r", error)
         return standing.model_dump(mode="json")
 
     async def status(self) -> dict[str, Any]:

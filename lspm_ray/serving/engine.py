@@ -238,7 +238,8 @@ class Engine:
 
     def unanswered(self, rows: int, needs: Needs) -> None:
         """See `Core.unanswered`."""
-        if isinstance(self._audit, Auditor) and not needs.full and needs.max_risk is None:
+        default = self.plan.default
+        if isinstance(self._audit, Auditor) and default is not None and self._cascade.alpha(needs) == default.alpha:
             self._audit.observe_unanswered(rows)
 
     def feedback(self, given: Sequence[Feedback]) -> list[Matched]:

@@ -182,7 +182,8 @@ def _check_not_revoked(bundle: Bundle, config: OfflineConfig) -> None:
         raise CertificateError(
             f"the audit has revoked the certificate ({revoked.sentence()})",
             field="predict",
-            hint="Let the full model answer (predict.full=true), or certify again on fresh rows (`lspm certify`)",
+            hint="Certify again on fresh rows (`lspm certify`)"
+            + (", or let the full model answer (predict.full=true)" if Rules.of(bundle.plan).has_full else ""),
         )
 
 

@@ -275,6 +275,9 @@ async def _answer(core: Core, asked: Asked, arrived: float) -> list[CascadeAnswe
         raise empty_text("text" if len(texts) == 1 else f"texts[{error.index}]") from None
     except NotServed as error:
         raise ApiError(422, "not_served", str(error), hint=error.hint, field=error.field) from None
+    except asyncio.CancelledError:
+        core.unanswered(len(texts), needs)  # the client has gone
+        raise
     except QueueFull as error:
         core.unanswered(len(texts), needs)
         core.metrics.refused(error.cause)

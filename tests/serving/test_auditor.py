@@ -336,12 +336,13 @@ def test_what_overload_does_counts_as_no_loss_and_other_points_are_left_out(
         router.answered("a", ["love it"], [lenient])
         router.answered("b", ["love it"], [replace(found, variant="full", reason="requested", alpha=None)])
         router.unanswered(5, Needs(full=True))
-        router.unanswered(5, Needs(max_risk=0.5))
+        router.unanswered(5, Needs(max_risk=1e-6))
+        router.unanswered(2, Needs(max_risk=0.5))  # the default point is the one that is used
         router.answered("c", ["love it"], [replace(lenient, degraded=True)])
         router.unanswered(3, NO_NEEDS)
-        await until(lambda: endpoint.peer.keeper.ledger.rows == 4)
+        await until(lambda: endpoint.peer.keeper.ledger.rows == 6)
         status = await router.audit()
-        assert (status["rows"], status["totals"]["shadowed"]) == (4, 0)
+        assert (status["rows"], status["totals"]["shadowed"]) == (6, 0)
         assert [evidence["losses"] for evidence in status["evidence"]] == [0]
 
     asyncio.run(scenario())
