@@ -171,3 +171,12 @@ def test_points_are_thinned_evenly():
 def test_ledgers_of_two_plans_are_kept_apart():
     with pytest.raises(AuditError, match="plan_digest"):
         merge(EMPTY, Ledger(certificate_id="c", plan_digest="other"))
+
+
+@pytest.mark.parametrize("labels", [("yes", "no"), ("no", "yes")])
+def test_of_labels_that_contradict_each_other_none_is_regret(labels: tuple[str, str]):
+    sample = a_sample(0, answer="no", full="yes", label=None)
+    ledger = Ledger(certificate_id="c", plan_digest="p", samples=(sample,))
+    feedback = [Feedback(label=label, text_sha256=sample.text_sha256) for label in labels]
+    assert ledger.labelled(feedback[:1]).samples[0].regret == (labels[0] == "yes")
+    assert not ledger.labelled(feedback).samples[0].regret

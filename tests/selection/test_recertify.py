@@ -8,7 +8,7 @@ import pytest
 from lspm_ray.artifact import Artifact
 from lspm_ray.corpus.config import DataConfig
 from lspm_ray.corpus.shards import read_split
-from lspm_ray.errors import CertificateError, DataError
+from lspm_ray.errors import CertificateError, ConfigError, DataError
 from lspm_ray.selection.recertify import history, latest, recertify
 from lspm_ray.selection.select import read_plan
 from lspm_ray.selection.verify import verify
@@ -90,9 +90,13 @@ def test_what_cannot_be_certified_leaves_everything_as_it_was(world: World, tmp_
         )
     with pytest.raises(DataError, match="the plan has no such label"):
         certify(world, first, labelled(tmp_path / "odd.csv", [("a text", "odd")]))
-    texts = read_split(world.data, "selection", ["text"])["text"].to_pylist()
-    with pytest.raises(DataError, match=r"no row is left: .*occurs in selection"):
-        certify(world, first, labelled(tmp_path / "old.csv", [(text, LABELS[0]) for text in texts[:5]]))
+    for split in ("selection", "calibration"):
+        texts = read_split(world.data, split, ["text"])["text"].to_pylist()
+        with pytest.raises(DataError, match=rf"no row is left: .*occurs in {split}"):
+            certify(world, first, labelled(tmp_path / "old.csv", [(text, LABELS[0]) for text in texts[:5]]))
+    for alpha in (0.0, 1.5):
+        with pytest.raises(ConfigError, match="alpha"):
+            certify(world, first, labelled(tmp_path / "some.csv", fresh(300)), alpha=alpha)
     assert latest(first, world.store).uri == first.uri
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save
 
 from lspm_ray.artifact import Artifact, ArtifactStore, open_artifact
 from lspm_ray.errors import ArtifactError, CertificateError, UserError
-from lspm_ray.selection.plan import Certificate, Plan
+from lspm_ray.selection.plan import Certificate, DisagreementBound, Plan
 from lspm_ray.selection.risk import p_value, upper_bound
 from lspm_ray.serving.bundle import check_certificate, load_bundle
 from lspm_ray.serving.cascade import Rules
@@ -123,6 +123,23 @@ def test_a_cascade_without_certificate_is_refused(toy_select: Artifact) -> None:
         check_certificate(plan, None)
     with pytest.raises(CertificateError, match="several stages need a certificate"):
         check_certificate(edited(plan, "certificate_id", None), None)
+
+
+def test_a_cheap_model_without_certificate_is_refused(own_store: ArtifactStore) -> None:
+    plan, _ = documents(toy_plan(own_store))
+    stage = plan.stages[0].model_copy(update={"threshold": None})
+    alone = plan.model_copy(update={"stages": [stage], "points": [], "certificate_id": None})
+    with pytest.raises(CertificateError, match=r"only the full model may serve without a certificate.*valid: full"):
+        load_bundle(write_plan(own_store, alone, None).uri)
+
+
+def test_an_invented_bound_of_disagreement_is_refused(own_store: ArtifactStore) -> None:
+    plan, certificate = documents(toy_plan(own_store))
+    bound = DisagreementBound(losses=5, rows=1000, thresholds=50, delta=0.005, level=0.9)
+    forged = certificate.model_copy(update={"disagreement": bound})
+    plan = plan.model_copy(update={"certificate_id": forged.id})
+    with pytest.raises(CertificateError, match="disagreement: level"):
+        load_bundle(write_plan(own_store, plan, forged).uri)
 
 
 def test_the_full_model_alone_needs_no_certificate(own_store: ArtifactStore) -> None:

@@ -557,6 +557,13 @@ def test_feedback_that_cannot_be_used_says_why(
     assert core.labels == []
 
 
+def test_texts_without_an_answer_are_told_to_the_audit_whatever_the_reason(client: TestClient, core: ToyCore) -> None:
+    for failure in (QueueFull("full"), StageDown("down")):
+        core.fail = failure
+        client.post("/v1/predict", json={"texts": ["a", "b"]})
+    assert core.lost == 4
+
+
 def test_the_status_page_is_html_and_says_whether_the_certificate_holds(client: TestClient, core: ToyCore) -> None:
     core.revoked = True
     found = client.get("/status")
