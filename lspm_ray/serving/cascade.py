@@ -441,6 +441,7 @@ class Cascade:
         middle_gates: the same of the stages between; none: they always can.
         max_alpha: overload leads to no more lenient point than this; None: to every certified one.
         full: the full model, where it is there beside the plan's own stages.
+        full_gate: says when that one can take no more; None: it always can.
     """
 
     def __init__(
@@ -452,6 +453,7 @@ class Cascade:
         gate: Admission | None = None,
         max_alpha: float | None = None,
         full: Full | None = None,
+        full_gate: Admission | None = None,
         middle_gates: Sequence[Admission] = (),
     ) -> None:
         if len(stages) != len(rules.plan.stages):
@@ -464,6 +466,7 @@ class Cascade:
         self.middle_gates = middle_gates
         self.max_alpha = max_alpha
         self.full = full
+        self.full_gate = full_gate
         self._takes_over: Full | None = None
 
     def revoke(self, full: Full) -> None:
@@ -588,8 +591,8 @@ class Cascade:
         """The last model's probabilities of the rows of `rest`; None where there are none."""
         if not rest:
             return None
-        # The gate knows the queue of the plan's own last model.
-        gate = self.gate if final.name == self.rules.plan.stages[-1].model.name else None
+        own = final.name == self.rules.plan.stages[-1].model.name
+        gate = self.gate if own else self.full_gate
         if gate is not None:
             gate.enter(len(rest), needs.deadline)
         try:

@@ -179,7 +179,10 @@ class Engine:
             Batcher[Encoded, Logits](within(stage, first_timeout_s), max_batch_size, calls, max_waiting)
             for stage in stages[1:-1]
         ]
-        behind = last if full is None else Batcher[Encoded, Logits](full.stage, max_batch_size, calls, max_waiting)
+        behind = last
+        if full is not None:
+            full = dataclasses.replace(full, stage=_timed(full.stage, full.name, metrics))
+            behind = Batcher(full.stage, max_batch_size, calls, max_waiting)
         self._cascade = Cascade(
             Rules.of(plan, state),
             encode,
@@ -188,6 +191,7 @@ class Engine:
             gate=Gate(last, budget, _now),
             max_alpha=max_alpha,
             full=None if full is None else dataclasses.replace(full, stage=behind.submit),
+            full_gate=Gate(behind, None, _now, "the full model"),
             middle_gates=[Gate(batcher, None, _now, "a middle model") for batcher in middle],
         )
         self._audit: Auditor | str = "no audit: the plan has no certificate" if certificate is None else "no audit"

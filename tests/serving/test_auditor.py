@@ -363,3 +363,21 @@ def test_the_full_model_that_is_there_for_the_audit_answers_those_who_ask_for_it
         assert (answer.variant, answer.reason, answer.alpha) == ("full", "requested", None)
 
     asyncio.run(scenario())
+
+
+def test_routers_report_by_the_clock_and_not_because_of_what_they_saw(
+    bundle: Bundle, strict: Certificate, place: Place
+) -> None:
+    endpoint = Endpoint(bundle, strict, place, sync_s=60.0)
+
+    async def scenario() -> None:
+        router = endpoint.router("one")
+        router.start()
+        await until(lambda: "one" in endpoint.peer.keeper.ledger.routers)
+        await ask(router, toy_texts(60))
+        await until(lambda: endpoint.metrics.total("lspm_audit_total", event="disagreed") > 0)
+        await asyncio.sleep(0.05)
+        assert endpoint.peer.keeper.ledger.rows == 0
+        assert (await router.audit())["rows"] > 0
+
+    asyncio.run(scenario())
