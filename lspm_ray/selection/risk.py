@@ -167,18 +167,6 @@ def fixed_sequence(
     return tested(thresholds, counts, below, len(values), alpha, delta)
 
 
-def cascade_cost(cheap: float, validator: float, escalation_rate: float, last: float = 1.0) -> float:
-    """Expected cost of the cascade, as a share of the full model's: c + v + e * last.
-
-    Args:
-        cheap: cost of the cheap model on one row, divided by the full model's.
-        validator: cost of the validator on one row, divided by the full model's.
-        escalation_rate: share of rows that the last model answers as well.
-        last: cost of the last model on one row, divided by the full model's.
-    """
-    return cost_of_stages([cheap, last], validator, [escalation_rate])
-
-
 def cost_of_stages(costs: Sequence[float], validator: float, shares: Sequence[float]) -> float:
     """Expected cost of a cascade per row: c1 + v + e1 * (c2 + v) + ... + e * c_last, each e a share of all rows.
 

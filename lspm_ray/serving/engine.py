@@ -194,19 +194,32 @@ class Engine:
             full_gate=Gate(behind, None, _now, "the full model"),
             middle_gates=[Gate(batcher, None, _now, "a middle model") for batcher in middle],
         )
-        self._audit: Auditor | str = "no audit: the plan has no certificate" if certificate is None else "no audit"
-        if audit is not None:
-            own = plan.stages[-1]
-            end = full or Full(own.model.name, own.temperature, stages[-1], own.calibrator)
-            # Models that share a machine share its CPUs: the full model waits for the users of all of them.
-            later = [*middle, last, behind]
-            self._audit = audit(end, lambda: self._first.idle and all(queue.idle for queue in later))
-            if isinstance(self._audit, Auditor):
-                batched = dataclasses.replace(end, stage=behind.submit)
-                self._audit.on_revoked(lambda: self._cascade.revoke(batched))
         self._first: Batcher[str, Verdicts] = Batcher(
             self._cascade.judge, max_batch_size, 1 if first_is_local else calls, max_waiting
         )
+        own = plan.stages[-1]
+        end = full or Full(own.model.name, own.temperature, stages[-1], own.calibrator)
+        self._audit = self._audited(audit, end, behind, [*middle, last])
+
+    def _audited(
+        self,
+        make: MakeAuditor | None,
+        end: Full,
+        behind: Batcher[Encoded, Logits],
+        others: Sequence[Batcher[Encoded, Logits]],
+    ) -> Auditor | str:
+        """The auditor, or why there is none; `behind` is the queue before `end`, the full model."""
+        if self.certificate is None:
+            return "no audit: the plan has no certificate"
+        if make is None:
+            return "no audit"
+        # Models that share a machine share its CPUs: the full model waits for the users of all of them.
+        queues = [behind, *others]
+        made = make(end, lambda: self._first.idle and all(queue.idle for queue in queues))
+        if isinstance(made, Auditor):
+            batched = dataclasses.replace(end, stage=behind.submit)
+            made.on_revoked(lambda: self._cascade.revoke(batched))
+        return made
 
     async def answer(self, texts: Sequence[str], needs: Needs = NO_NEEDS) -> list[CascadeAnswer]:
         """See `Core.answer`."""

@@ -2,7 +2,7 @@ import pytest
 
 from lspm_ray.selection.break_even import BreakEven, break_even, largest_share, slower
 from lspm_ray.selection.options import Option
-from lspm_ray.selection.risk import cascade_cost
+from lspm_ray.selection.risk import cost_of_stages
 from tests.profiling.toy_table import toy_table
 
 ENCODE_S = 0.001
@@ -40,8 +40,8 @@ def test_costs_hold_at_one_batch_size_with_tokenising_and_validator() -> None:
 def test_at_the_largest_share_exactly_so_much_is_saved() -> None:
     for entry in found(min_saving=0.2).values():
         if entry.most_for_saving is not None:
-            assert cascade_cost(entry.cost, 0.0, entry.most_for_saving) == pytest.approx(0.8)
-            assert cascade_cost(entry.cost, 0.0, entry.most) == pytest.approx(1.0)
+            assert cost_of_stages([entry.cost, 1.0], 0.0, [entry.most_for_saving]) == pytest.approx(0.8)
+            assert cost_of_stages([entry.cost, 1.0], 0.0, [entry.most]) == pytest.approx(1.0)
 
 
 def test_a_model_slower_than_full_has_no_share() -> None:

@@ -13,7 +13,7 @@ from lspm_ray.errors import CertificateError
 from lspm_ray.selection.risk import (
     ACCEPT_ALL,
     Certified,
-    cascade_cost,
+    cost_of_stages,
     fixed_sequence,
     losses,
     minimum_rows,
@@ -307,7 +307,7 @@ def test_a_grid_that_does_not_descend_is_a_bug(grid: list[float]) -> None:
 
 
 def test_cost_of_a_cascade() -> None:
-    assert cascade_cost(0.02, 0.01, 0.1) == pytest.approx(0.13)
+    assert cost_of_stages([0.02, 1.0], 0.01, [0.1]) == pytest.approx(0.13)
 
 
 @given(seed=st.integers(0, 2**16), n=st.integers(100, 400))

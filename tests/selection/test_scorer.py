@@ -109,7 +109,8 @@ def test_nothing_is_learnt_from_training_rows_that_nobody_reads():
     def never():
         raise AssertionError
 
-    fit_scorer(
+    scorer = fit_scorer(
         Validator.make("entropy"), [], "temperature", LABELS,
         inputs=inputs, logits=logits, truth=truth, losses=logits.argmax(1) != truth, training=never,
     )  # fmt: skip
+    assert not scorer.state
